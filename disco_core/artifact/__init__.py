@@ -1,0 +1,1 @@
+"""What the notebooks share: public traces, claims and their verdicts, figures with their provenance."""

@@ -1,0 +1,42 @@
+"""Where the project's files are, and how one is written: whole or not at all."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from disco_core.errors import ArtifactError
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "data"
+FIGURES = ROOT / "figures"
+BUILD = ROOT / "build"
+
+
+def write_atomic(path: Path | str, content: bytes | str) -> Path:
+    """Write a file so that a reader sees the old content or the new, never a part.
+
+    Raises ArtifactError, with the earlier file untouched, if the disk is full or the folder is not writable.
+    """
+    path = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror}; the earlier file is untouched") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+    return path
+
+
+def _umask() -> int:
+    # mkstemp makes private files; the artifact's are as readable as any other
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
