@@ -1,10 +1,10 @@
 """One small tree of exceptions; a message names the bad value and what is allowed.
 
-    DiscoError
-    ├── InputError (also a ValueError)   a value outside what a function accepts
-    │   └── ConstraintError              prices that do not say which end is scarce
-    ├── TraceError                       public data that cannot be fetched or read
-    └── ArtifactError                    a notebook, figure or claim that cannot be made
+DiscoError
+├── InputError (also a ValueError)   a value outside what a function accepts
+│   └── ConstraintError              prices that do not say which end is scarce
+├── TraceError                       public data that cannot be fetched or read
+└── ArtifactError                    a notebook, figure or claim that cannot be made
 """
 
 

@@ -1,0 +1,57 @@
+"""DiSCo: one streamed answer from two ends, a model on the device and one on a server.
+
+A plan says when each end starts; the same plan drives every figure. Start with `TTFTDistribution` and
+`DeviceProfile` for how fast the ends are, make a `DispatchPlan` with one of the `plan_*` functions, and
+`simulate` it over a `Workload`.
+"""
+
+from disco_core.cost import Constraint, CostModel, End, Ledger
+from disco_core.delivery import (
+    deadlines,
+    delayed,
+    quality_of_experience,
+    release,
+    time_between_tokens,
+)
+from disco_core.dispatch import (
+    DispatchPlan,
+    plan_device_constrained,
+    plan_device_only,
+    plan_server_constrained,
+    plan_server_only,
+    plan_stochastic,
+)
+from disco_core.errors import ArtifactError, ConstraintError, DiscoError, InputError, TraceError
+from disco_core.latency import DeviceProfile, ServerProfile, TTFTDistribution
+from disco_core.simulate import Result, simulate
+from disco_core.workload import LengthDistribution, Workload
+
+__all__ = [
+    "ArtifactError",
+    "Constraint",
+    "ConstraintError",
+    "CostModel",
+    "DeviceProfile",
+    "DiscoError",
+    "DispatchPlan",
+    "End",
+    "InputError",
+    "Ledger",
+    "LengthDistribution",
+    "Result",
+    "ServerProfile",
+    "TTFTDistribution",
+    "TraceError",
+    "Workload",
+    "deadlines",
+    "delayed",
+    "plan_device_constrained",
+    "plan_device_only",
+    "plan_server_constrained",
+    "plan_server_only",
+    "plan_stochastic",
+    "quality_of_experience",
+    "release",
+    "simulate",
+    "time_between_tokens",
+]

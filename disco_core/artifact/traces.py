@@ -1,0 +1,173 @@
+"""What the notebooks read: services, prompt and output lengths, devices, tables.
+
+Everything comes from the committed tables of `data/` (source "tables"), so no network is needed, or from the
+published series themselves (source "public"), fetched when they are first asked for. As a command,
+`python -m disco_core.artifact.traces` fetches all of them.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from disco_core.artifact import fetch, tables
+from disco_core.artifact.files import DATA
+from disco_core.errors import DiscoError, InputError, TraceError
+from disco_core.latency import DeviceProfile, TTFTDistribution
+from disco_core.workload import LengthDistribution
+
+LABELS = {"tables": "committed tables", "public": "public series"}
+AS_PARSED = "committed tables, taken as parsed"
+
+
+@dataclass(frozen=True)
+class Service:
+    """A commercial service as a trace shows it.
+
+    `ttft` is F over all `n` requests; `hosts` has the count and F of each host the trace pools. Prices are dollars
+    per token. `paper_service` is the service of the paper it stands for, None if the paper has none, `stand_in`
+    says how well it does, and `source` where the numbers come from.
+    """
+
+    name: str
+    paper_service: str | None
+    stand_in: str
+    n: int
+    ttft: TTFTDistribution
+    hosts: dict[str, tuple[int, TTFTDistribution]]
+    price_in: float
+    price_out: float
+    source: str
+
+    def resample(self, rng: np.random.Generator) -> TTFTDistribution:
+        """One bootstrap replicate of F: hosts drawn with replacement, then as many requests as each host has.
+
+        A service of one host has its requests drawn alone, which leaves out how much hosts differ.
+        """
+        hosts = list(self.hosts.values())
+        chosen = rng.integers(len(hosts), size=len(hosts)) if len(hosts) > 1 else [0]
+        return TTFTDistribution(np.concatenate([hosts[i][1].sample(hosts[i][0], rng) for i in chosen]))
+
+
+def services() -> list[str]:
+    """Names of the services: the paper's four, or their nearest public stand-ins, then the others."""
+    return [str(name) for name in table("services")["service"]]
+
+
+def service(name: str, source: str = "tables") -> Service:
+    """One service; InputError for an unknown name or source.
+
+    A service whose raw trace is not public comes from its committed table whatever the source, and says so.
+    """
+    _check(name, services(), "service")
+    _check(source, LABELS, "source")
+    row = table("services").set_index("service").loc[name]
+    hosts, label = _hosts(name, source)
+    counts = [n for n, _ in hosts.values()]
+    pool = [ttft for _, ttft in hosts.values()]
+    return Service(
+        name=name,
+        paper_service=None if pd.isna(row["paper_service"]) else str(row["paper_service"]),
+        stand_in=str(row["stand_in"]),
+        n=sum(counts),
+        ttft=pool[0] if len(pool) == 1 else TTFTDistribution.mixture(pool, counts),
+        hosts=hosts,
+        price_in=float(row["price_in_usd_per_1m"]) / 1e6,
+        price_out=float(row["price_out_usd_per_1m"]) / 1e6,
+        source=label,
+    )
+
+
+def _hosts(name: str, source: str) -> tuple[dict[str, tuple[int, TTFTDistribution]], str]:
+    as_parsed = table("ttft_quantiles_as_parsed")
+    if name in set(as_parsed["service"]):
+        levels, label = as_parsed, AS_PARSED
+    elif source == "public":
+        found = tables.series(name).groupby("host")["ttft_s"]
+        return {str(host): (len(ttft), TTFTDistribution(ttft)) for host, ttft in found}, LABELS[source]
+    else:
+        levels, label = table("ttft_quantiles"), LABELS[source]
+    hosts = {
+        str(host): (int(rows["n"].iloc[0]), TTFTDistribution.from_quantiles(rows["level"], rows["ttft_s"]))
+        for host, rows in levels[levels["service"] == name].groupby("host")
+    }
+    if not hosts:
+        raise TraceError(f"service {name!r} has no rows in the TTFT tables of {DATA}; `make data` makes them")
+    return hosts, label
+
+
+def datasets(kind: str = "prompt") -> list[str]:
+    """Names of the datasets that have `prompt` or `output` lengths."""
+    return list(dict.fromkeys(str(name) for name in _lengths(kind)["dataset"]))
+
+
+def lengths(dataset: str, kind: str = "prompt", source: str = "tables") -> LengthDistribution:
+    """Lengths in tokens of a dataset's prompts, as built with the device model's template, or of its outputs.
+
+    InputError for an unknown dataset, kind or source. The public source counts every text anew and does not bin.
+    """
+    _check(source, LABELS, "source")
+    _check(dataset, datasets(kind), f"dataset with {kind} lengths")
+    if source == "public" and dataset in tables.LENGTHS:
+        found = tables.lengths(dataset, kind, binned=False)
+    else:
+        every = _lengths(kind)
+        found = every[every["dataset"] == dataset]
+    return LengthDistribution(found["tokens"], found["count"])
+
+
+def _lengths(kind: str) -> pd.DataFrame:
+    _check(kind, ("prompt", "output"), "kind of length")
+    if kind == "prompt":
+        return table("prompt_tokens")
+    return pd.concat([table("output_tokens"), table("output_tokens_as_parsed")])
+
+
+def devices() -> dict[str, DeviceProfile]:
+    """The paper's three devices, by "device + model"."""
+    return {
+        f"{row.device} + {row.model}": DeviceProfile(float(row.prefill_tok_per_s), float(row.decode_tok_per_s))
+        for row in table("devices").itertuples()
+    }
+
+
+def table(name: str, source: str = "tables") -> pd.DataFrame:
+    """A table of `data/` as it is committed, or made anew from the public series; InputError for an unknown name."""
+    _check(source, LABELS, "source")
+    _check(name, sorted(path.stem for path in DATA.glob("*.csv")), "table")
+    if source == "public" and name in tables.TABLES:
+        return tables.TABLES[name]().reset_index(drop=True)
+    return pd.read_csv(DATA / f"{name}.csv")
+
+
+def _check(name: str, allowed: Sequence[str] | dict[str, str], what: str) -> None:
+    if name not in allowed:
+        raise InputError(f"no {what} {name!r}; there are {', '.join(allowed) or 'none'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Fetch every public trace file; exit 0, 1 with one line for an error, 130 when interrupted."""
+    parser = argparse.ArgumentParser(
+        prog="python -m disco_core.artifact.traces",
+        description=f"Fetch the public trace files into {fetch.CACHE.parent.name}/{fetch.CACHE.name}/. "
+        f"Set {fetch.MIRROR} to take them from a mirror of {fetch.HOME}.",
+    )
+    parser.parse_args(argv)
+    try:
+        files = fetch.fetch()
+    except DiscoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what arrived is kept, run the command again to go on", file=sys.stderr)
+        return 130
+    size = sum(path.stat().st_size for path in files)
+    print(f"{len(files)} trace files, {size / 1e6:.1f} MB, verified")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

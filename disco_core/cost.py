@@ -1,0 +1,104 @@
+"""What an answer costs: four prices per token on one scale, which end they make scarce, and who did what."""
+
+from dataclasses import dataclass, fields
+from enum import Enum, IntEnum
+
+import numpy as np
+
+from disco_core import checks
+from disco_core.checks import Floats, Ints
+from disco_core.errors import ConstraintError, InputError
+
+
+class End(IntEnum):
+    """The two ends; the value is the end's row in every array of shape (ends, ...)."""
+
+    SERVER = 0
+    DEVICE = 1
+
+
+class Constraint(Enum):
+    """Which end is the scarce one: its share of prompt tokens is what the budget limits."""
+
+    DEVICE = "device"
+    SERVER = "server"
+
+    @property
+    def end(self) -> End:
+        """The scarce end."""
+        return End.DEVICE if self is Constraint.DEVICE else End.SERVER
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Prices in $ per token (`c_s^p, c_s^d, c_d^p, c_d^d` in the paper), all given, finite, at least 0.
+
+    >>> CostModel(0.15e-6, 0.6e-6, 1e-9, 2e-9).constraint
+    <Constraint.SERVER: 'server'>
+    """
+
+    server_prefill: float
+    server_decode: float
+    device_prefill: float
+    device_decode: float
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            price = getattr(self, field.name)
+            if price is None:
+                raise InputError(f"{field.name} is missing: a price in $ per token of at least 0 is needed")
+            checks.non_negative(price, field.name)
+
+    @classmethod
+    def from_energy(
+        cls,
+        server_prefill: float,
+        server_decode: float,
+        device_prefill_j: float,
+        device_decode_j: float,
+        exchange_rate: float,  # lambda
+    ) -> "CostModel":
+        """Server prices in $ per token, device energy in J per token, and what a joule is worth in $."""
+        rate = checks.non_negative(exchange_rate, "exchange_rate")
+        prefill = rate * checks.non_negative(device_prefill_j, "device_prefill_j")
+        return cls(
+            server_prefill,
+            server_decode,
+            prefill,
+            rate * checks.non_negative(device_decode_j, "device_decode_j"),
+        )
+
+    @property
+    def constraint(self) -> Constraint:
+        """The end whose cheaper price is above the other end's dearer one.
+
+        ConstraintError in between: neither end is scarce by these prices, so the caller has to choose.
+        """
+        server = (self.server_prefill, self.server_decode)
+        device = (self.device_prefill, self.device_decode)
+        if min(device) > max(server):
+            return Constraint.DEVICE
+        if min(server) > max(device):
+            return Constraint.SERVER
+        raise ConstraintError(
+            f"prices do not say which end is scarce: server {server}, device {device} $ per token overlap; "
+            "choose Constraint.DEVICE or Constraint.SERVER yourself"
+        )
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Tokens each end is charged for, losers and cancelled work included; arrays of shape (n,)."""
+
+    server_prefill: Ints
+    server_decode: Ints
+    device_prefill: Ints
+    device_decode: Ints
+
+    def cost(self, prices: CostModel) -> Floats:
+        """$ per request, shape (n,)."""
+        total = self.server_prefill * prices.server_prefill
+        total += self.server_decode * prices.server_decode
+        total += self.device_prefill * prices.device_prefill
+        total += self.device_decode * prices.device_decode
+        return np.asarray(total, np.float64)

@@ -1,0 +1,70 @@
+"""What the reader sees: when tokens are due, when they are released, and what that feels like.
+
+All times are seconds since the request was meant to start; a response's tokens are a one-dimensional array in
+order. The reader takes r_c tokens per second; token i = 1, 2, ... is due at `TTFT + (i - 1) / r_c`.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from disco_core import checks
+from disco_core.checks import Floats
+from disco_core.errors import InputError
+
+READING_RATE = 4.8  # r_c, tokens per second; Andes, section 2
+LISTENING_RATE = 3.3  # tokens per second; Andes, section 2
+TTFT_EXPECTED = 1.0  # seconds; Andes' default
+
+
+def deadlines(generated_s: ArrayLike, reading_rate: float = READING_RATE) -> Floats:
+    """When each token is due, shape (tokens,): the first when it is generated, then one every 1 / r_c."""
+    generated = _generated(generated_s)
+    due: Floats = generated[0] + np.arange(generated.size) / checks.positive(reading_rate, "reading_rate")
+    return due
+
+
+def release(generated_s: ArrayLike, reading_rate: float = READING_RATE) -> Floats:
+    """When the reader gets each token, shape (tokens,): `max(generated, deadline)`."""
+    return np.maximum(_generated(generated_s), deadlines(generated_s, reading_rate))
+
+
+def delayed(
+    generated_s: ArrayLike, reading_rate: float = READING_RATE
+) -> NDArray[np.bool_]:
+    """Which tokens were generated after they were due, shape (tokens,)."""
+    return _generated(generated_s) > deadlines(generated_s, reading_rate)
+
+
+def time_between_tokens(released_s: ArrayLike) -> Floats:
+    """TBT: the gaps between released tokens, shape (tokens - 1,)."""
+    return np.diff(_generated(released_s))
+
+
+def quality_of_experience(
+    released_s: ArrayLike, ttft_expected: float = TTFT_EXPECTED, reading_rate: float = READING_RATE
+) -> float:
+    """Andes' QoE in [0, 1]: area under what was digested over the area under the ideal curve.
+
+    Ideal: the first token at `ttft_expected`, then `reading_rate` tokens per second (TDS). The reader digests
+    what has been released at no more than that rate, and does not start before the ideal does, so an early
+    first token does not make up for a later stall. Both areas end when the slower of the two has finished.
+
+    >>> quality_of_experience([0.2, 0.4, 0.6])
+    1.0
+    """
+    released = _generated(released_s)
+    step = 1.0 / checks.positive(reading_rate, "reading_rate")
+    rank = np.arange(released.size)
+    ideal = checks.non_negative(ttft_expected, "ttft_expected") + rank * step
+    # token i is begun when it is there and the one before is digested: a running maximum, rid of its slope
+    begun = np.maximum(np.maximum.accumulate(released - rank * step) + rank * step, ideal)
+    end = begun[-1] + step
+    # each token adds a ramp of one step and then stays digested until the end
+    return float(np.sum(end - begun - step / 2) / np.sum(end - ideal - step / 2))
+
+
+def _generated(times_s: ArrayLike) -> Floats:
+    times = checks.seconds(times_s, "token times")
+    if times.ndim != 1 or np.any(np.diff(times) < 0):
+        raise InputError("token times must be one-dimensional and must not descend")
+    return times

@@ -1,0 +1,222 @@
+"""When each end starts: one type for every policy, the paper's two plans and the baselines they are held against.
+
+Symbols: l prompt length, p(l) its frequency, b the budget ratio, F the server's TTFT distribution,
+alpha the tail share, w(l) the device's wait, l_th the length threshold.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from disco_core import checks
+from disco_core.checks import Floats, Ints
+from disco_core.cost import Constraint, End
+from disco_core.errors import InputError
+from disco_core.latency import DeviceProfile, TTFTDistribution
+from disco_core.workload import LengthDistribution
+
+NEVER = np.inf  # a delay: that end is not started on its own
+_DENSE = 1 << 16  # longest planned length that is looked up in a table instead of searched
+
+
+@dataclass(frozen=True, eq=False)
+class DispatchPlan:
+    """Per prompt length, a small set of (delay per end, probability): every policy is a value of this type.
+
+    prompt_tokens  planned lengths, ascending, shape (lengths,)
+    delays_s       seconds from the request to that end's start, inf for never; shape (ends, lengths, choices)
+    probability    of each choice, rows sum to 1, shape (lengths, choices)
+    constraint     the scarce end whose share `budget` limits; None where the policy has no budget
+
+    A length the plan never saw takes the entry of the next longer planned one; beyond the longest, the longest's.
+    """
+
+    name: str
+    prompt_tokens: Ints
+    delays_s: Floats
+    probability: Floats
+    constraint: Constraint | None = None
+    budget: float = float("nan")
+
+    def __post_init__(self) -> None:
+        lengths = checks.tokens(self.prompt_tokens, "prompt_tokens")
+        delays = checks.seconds(self.delays_s, "delays_s", allow_inf=True)
+        chance = np.asarray(self.probability, np.float64)
+        if delays.shape != (len(End), *chance.shape) or chance.shape[:1] != lengths.shape or chance.ndim != 2:
+            raise InputError(
+                f"delays_s {delays.shape} must be (ends, lengths, choices), probability {chance.shape} "
+                f"(lengths, choices), for {lengths.size} lengths"
+            )
+        if np.any(np.diff(lengths) <= 0):
+            raise InputError("prompt_tokens must ascend strictly")
+        if not (chance.min() >= 0 and np.abs(chance.sum(axis=1) - 1.0).max() <= 1e-9):
+            raise InputError("probability must be non-negative and sum to 1 for every length")
+        if np.any(np.isinf(delays.min(axis=0)) & (chance > 0)):
+            raise InputError("delays_s starts neither end for some choice: one delay of each pair must be finite")
+        for name, value in (("prompt_tokens", lengths), ("delays_s", delays), ("probability", chance)):
+            object.__setattr__(self, name, value)
+
+    def draw(self, prompt_tokens: ArrayLike, rng: np.random.Generator | None = None) -> Floats:
+        """Delays for each request, shape (ends, n); unpacks as `server_delay_s, device_delay_s`.
+
+        A plan with one choice per length needs no rng; a random one raises InputError without it.
+        """
+        entry = self._entry(checks.tokens(prompt_tokens, "prompt_tokens"))
+        choices = self.probability.shape[1]
+        if choices > 1:
+            if rng is None:
+                raise InputError(f"plan {self.name!r} is random: pass rng, a numpy.random.Generator")
+            u = rng.random(entry.size)
+            chosen = entry * choices
+            for bound in self._bounds:
+                chosen += u >= bound[entry]
+            entry = chosen
+        flat = self.delays_s.reshape(len(End), -1)
+        return np.stack([delay[entry] for delay in flat])
+
+    def expected_shares(self, prompt_tokens: ArrayLike, ttft: TTFTDistribution, device: DeviceProfile) -> Floats:
+        """Expected share of prompt tokens each end is started for, shape (ends,), on lengths and F given."""
+        lengths = LengthDistribution.of(prompt_tokens)
+        entry = self._entry(lengths.tokens)
+        server, device_delay = self.delays_s[:, entry]
+        started_device = self._after(device_delay, server, ttft)
+        # the device's first token comes at a known time, so whether the server starts is certain
+        started_server = server < device_delay + device.ttft(lengths.tokens)[:, None]
+        mass = lengths.tokens * lengths.counts
+        chance = self.probability[entry]
+        return np.array([mass @ (chance * s).sum(axis=1) / mass.sum() for s in (started_server, started_device)])
+
+    @staticmethod
+    def _after(delay: Floats, server: Floats, ttft: TTFTDistribution) -> Floats:
+        # P(delay < server + TTFT); a server that is never started never answers
+        with np.errstate(invalid="ignore"):
+            return np.where(np.isinf(server), 1.0, np.where(np.isinf(delay), 0.0, ttft.sf(delay - server)))
+
+    def _entry(self, lengths: Ints) -> Ints:
+        known: Ints = np.minimum(lengths, self.prompt_tokens[-1])
+        return np.searchsorted(self.prompt_tokens, known) if self._table is None else self._table[known]
+
+    @cached_property
+    def _table(self) -> Ints | None:
+        longest = int(self.prompt_tokens[-1])
+        return np.searchsorted(self.prompt_tokens, np.arange(longest + 1)) if longest <= _DENSE else None
+
+    @cached_property
+    def _bounds(self) -> Floats:
+        # a request takes the choice after the last bound its u reaches, so a choice of probability 0 is never taken
+        return np.cumsum(self.probability, axis=1)[:, :-1].T
+
+
+def plan_server_only() -> DispatchPlan:
+    """Every request to the server: the paper's "vLLM" baseline."""
+    return _anywhere("server only", [(0.0, NEVER)], [1.0])
+
+
+def plan_device_only() -> DispatchPlan:
+    """Every request to the device: the paper's "llama.cpp" baseline."""
+    return _anywhere("device only", [(NEVER, 0.0)], [1.0])
+
+
+def plan_stochastic(budget: float, constraint: Constraint, *, both: bool = False) -> DispatchPlan:
+    """Stoch-S and Stoch-D: random dispatch under the same budget.
+
+    The scarce end answers alone with probability b, the other end alone otherwise. With `both`, the kinder
+    reading: the other end always, and the scarce end as well with probability b.
+    """
+    b = checks.fraction(budget, "budget")
+    scarce = _constraint(constraint).end
+    alone = [(0.0, NEVER), (NEVER, 0.0)]
+    with_scarce = (0.0, 0.0) if both else alone[scarce]
+    letter = constraint.name[0] + ("+" if both else "")
+    return _anywhere(f"Stoch-{letter}", [with_scarce, alone[1 - scarce]], [b, 1.0 - b], constraint, b)
+
+
+def plan_device_constrained(
+    prompt_tokens: "ArrayLike | LengthDistribution",
+    ttft: TTFTDistribution,
+    budget: float,  # b
+    tail: float = 0.05,  # alpha
+) -> DispatchPlan:
+    """DiSCo-D: the server at once; the device after w(l) seconds if no first token has come.
+
+    Tail: every length waits `w_tail = F^-1(1 - min(alpha, b))`. Mean: what is left of b goes to the shortest
+    prompts first, w(l) = 0; the length at which it runs out mixes two waits so that the device's expected share
+    of prompt tokens is exactly b on the lengths and F given, also where F has atoms.
+    """
+    b, alpha = checks.fraction(budget, "budget"), checks.fraction(tail, "tail")
+    lengths = LengthDistribution.of(prompt_tokens)
+    mass = lengths.tokens * lengths.counts / (lengths.tokens @ lengths.counts)  # l p(l) / E[l]
+    # without a budget the device is never asked, also not by a TTFT beyond all that were seen
+    w_tail = float(ttft.quantile(1.0 - min(alpha, b))) if b > 0 else NEVER
+    tail_share, full_share = float(ttft.sf(w_tail)), float(ttft.sf(0.0))
+    spent = np.cumsum(mass * (full_share - tail_share))
+    rest = b - tail_share
+    boundary = int(np.searchsorted(spent, rest, side="right"))
+    waits = np.full((lengths.tokens.size, 2), w_tail)
+    waits[:boundary] = 0.0
+    early = np.zeros(lengths.tokens.size)  # probability of the first, the shorter, of the two waits
+    if boundary < lengths.tokens.size and b > 0:
+        left = rest - (spent[boundary - 1] if boundary else 0.0)
+        waits[boundary], early[boundary] = _mix(ttft, tail_share + left / mass[boundary])
+    server = np.zeros_like(waits)
+    return DispatchPlan(
+        "DiSCo-D",
+        lengths.tokens,
+        np.stack([server, waits]),
+        np.stack([early, 1.0 - early], axis=1),
+        Constraint.DEVICE,
+        b,
+    )
+
+
+def plan_server_constrained(prompt_tokens: "ArrayLike | LengthDistribution", budget: float) -> DispatchPlan:
+    """DiSCo-S: up to l_th the device only; longer prompts start both ends at once.
+
+    l_th is the smallest threshold whose server share of prompt tokens is within b, so the share lies in
+    (b - share of one length, b].
+    """
+    b = checks.fraction(budget, "budget")
+    lengths = LengthDistribution.of(prompt_tokens)
+    up_to = np.cumsum(lengths.tokens * lengths.counts)
+    # server share if l_th were this length, from whole tokens so that a share of exactly b is not missed by rounding
+    beyond = (up_to[-1] - up_to) / up_to[-1]
+    threshold = int(np.searchsorted(-beyond, -b, side="left")) if b < 1.0 else -1
+    server = np.where(np.arange(lengths.tokens.size) <= threshold, NEVER, 0.0)[:, None]
+    return DispatchPlan(
+        "DiSCo-S",
+        lengths.tokens,
+        np.stack([server, np.zeros_like(server)]),
+        np.ones_like(server),
+        Constraint.SERVER,
+        b,
+    )
+
+
+def _mix(ttft: TTFTDistribution, share: float) -> tuple[tuple[float, float], float]:
+    """Two neighbouring waits and the probability of the shorter, so that the device starts with `share`."""
+    at = int(np.searchsorted(ttft.cumulative, 1.0 - share, side="left"))
+    long = float(ttft.values_s[min(at, ttft.values_s.size - 1)])
+    before = int(np.searchsorted(ttft.values_s, long, side="left"))
+    short = float(ttft.values_s[before - 1]) if before else 0.0
+    low, high = float(ttft.sf(long)), float(ttft.sf(short))
+    return (short, long), min(max((share - low) / (high - low), 0.0), 1.0) if high > low else 0.0
+
+
+def _anywhere(
+    name: str,
+    delays: list[tuple[float, float]],
+    probability: list[float],
+    constraint: Constraint | None = None,
+    budget: float = float("nan"),
+) -> DispatchPlan:
+    """A plan that treats every length alike: one entry, its choices as (server delay, device delay)."""
+    lengths = np.ones(1, np.int64)
+    return DispatchPlan(name, lengths, np.array(delays).T[:, None, :], np.array([probability]), constraint, budget)
+
+
+def _constraint(value: Constraint) -> Constraint:
+    if not isinstance(value, Constraint):
+        raise InputError(f"constraint must be Constraint.DEVICE or Constraint.SERVER, got {value!r}")
+    return value

@@ -1,0 +1,172 @@
+"""How fast an end is: the server's time to first token as a distribution, the device's as a line.
+
+DiSCo rests on this difference: the server's TTFT swings with load and hardly depends on the prompt, the
+device's is steady and grows linearly with the prompt, `T_d(l) = l / prefill_rate + startup`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from disco_core import checks
+from disco_core.checks import Floats
+from disco_core.errors import InputError
+
+
+class TTFTDistribution:
+    """F, the empirical distribution of time to first token: an atom at every sample.
+
+    Parameters: `samples_s`, finite seconds of at least 0, any order, at least one.
+    `F^-1(q)` is the smallest sample x with `F(x) >= q`; nothing is interpolated.
+
+    >>> ttft = TTFTDistribution([0.3, 0.2, 0.2, 4.0])
+    >>> float(ttft.cdf(0.2)), float(ttft.quantile(0.75)), float(ttft.mean_min(1.0))
+    (0.5, 0.3, 0.425)
+    """
+
+    values_s: Floats  # ascending, shape (atoms,)
+    cumulative: Floats  # F at and below each atom, shape (atoms,), ends in 1
+
+    def __init__(self, samples_s: ArrayLike) -> None:
+        self.values_s = np.sort(checks.seconds(samples_s, "samples_s"), axis=None)
+        self.cumulative = np.arange(1, self.values_s.size + 1) / self.values_s.size
+        self._equal_weights = True
+
+    @classmethod
+    def from_quantiles(cls, levels: ArrayLike, values_s: ArrayLike) -> "TTFTDistribution":
+        """F from a committed table: `values_s[i]` is `F^-1(levels[i])`.
+
+        Each value weighs the gap to the level before it, so `quantile(levels[i]) == values_s[i]`. Levels ascend
+        strictly within [0, 1] and end at 1; values do not descend; both have shape (n,).
+        """
+        level, value = np.asarray(levels, np.float64), checks.seconds(values_s, "values_s")
+        if level.shape != value.shape or level.ndim != 1:
+            raise InputError(f"levels {level.shape} and values_s {value.shape} must be one-dimensional and match")
+        if not (level[0] >= 0 and level[-1] == 1 and np.all(np.diff(level) > 0)):
+            raise InputError(f"levels must ascend strictly within [0, 1] and end at 1, got {levels!r:.60}")
+        if np.any(np.diff(value) < 0):
+            raise InputError("values_s must not descend: they are the quantiles of ascending levels")
+        return cls._of(value, level)
+
+    @classmethod
+    def mixture(cls, parts: "list[TTFTDistribution]", weights: ArrayLike) -> "TTFTDistribution":
+        """A pool: a draw comes from `parts[i]` with probability proportional to `weights[i]`, shape (parts,)."""
+        share = checks.seconds(weights, "weights")
+        if share.shape != (len(parts),) or share.sum() == 0:
+            raise InputError(f"weights must be {len(parts)} numbers, not all 0, got {weights!r:.60}")
+        share = share / share.sum()
+        atoms = np.concatenate([part.values_s for part in parts])
+        mass = np.concatenate([s * np.diff(p.cumulative, prepend=0.0) for s, p in zip(share, parts, strict=True)])
+        order = np.argsort(atoms, kind="stable")
+        cumulative = np.cumsum(mass[order])
+        return cls._of(atoms[order], cumulative / cumulative[-1])
+
+    @classmethod
+    def _of(cls, values_s: Floats, cumulative: Floats) -> "TTFTDistribution":
+        new = cls.__new__(cls)
+        new.values_s, new.cumulative, new._equal_weights = values_s, cumulative, False
+        return new
+
+    def cdf(self, t: ArrayLike) -> Floats:
+        """`F(t) = P(TTFT <= t)`, same shape as t."""
+        below = np.searchsorted(self.values_s, t, side="right")
+        return np.where(below > 0, self.cumulative[below - 1], 0.0)
+
+    def sf(self, t: ArrayLike) -> Floats:
+        """`1 - F(t) = P(TTFT > t)`: how often an end that waits t is started at all."""
+        return 1.0 - self.cdf(t)
+
+    def quantile(self, q: ArrayLike) -> Floats:
+        """`F^-1(q)`, the smallest atom x with `F(x) >= q`; q in [0, 1], any shape."""
+        level = np.asarray(q, np.float64)
+        if not np.all((level >= 0) & (level <= 1)):
+            raise InputError(f"q must lie in [0, 1], got {q!r:.60}")
+        return self.values_s[np.searchsorted(self.cumulative, level, side="left")]
+
+    def mean_min(self, x: ArrayLike) -> Floats:
+        """`E[min(TTFT, x)]` in seconds: the mean TTFT when another end answers at x, which may be inf."""
+        bound = np.asarray(x, np.float64)
+        beyond = self.sf(bound)
+        capped = np.where(beyond > 0, bound, 0.0)  # not inf * 0 where no TTFT is longer
+        mean: Floats = self._partial_mean[np.searchsorted(self.values_s, bound, side="right")] + capped * beyond
+        return mean
+
+    @property
+    def mean(self) -> float:
+        """Mean TTFT in seconds."""
+        return float(self._partial_mean[-1])
+
+    def sample(self, n: int, rng: np.random.Generator) -> Floats:
+        """n independent draws, shape (n,)."""
+        if self._equal_weights:
+            return self.values_s[rng.integers(self.values_s.size, size=n)]
+        return self.values_s[np.searchsorted(self.cumulative, rng.random(n), side="right")]
+
+    @cached_property
+    def _partial_mean(self) -> Floats:
+        mass = np.diff(self.cumulative, prepend=0.0)
+        return np.concatenate([[0.0], np.cumsum(mass * self.values_s)])
+
+    def __repr__(self) -> str:
+        p50, p99 = self.quantile([0.5, 0.99])
+        return f"TTFTDistribution({self.values_s.size} atoms, mean {self.mean:.3g} s, P50 {p50:.3g}, P99 {p99:.3g})"
+
+
+@dataclass(frozen=True)
+class ServerProfile:
+    """A server: its TTFT distribution F and how fast it generates, in tokens per second."""
+
+    ttft: TTFTDistribution
+    decode_rate: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ttft, TTFTDistribution):
+            raise InputError(f"ttft must be a TTFTDistribution, got {type(self.ttft).__name__}")
+        checks.positive(self.decode_rate, "decode_rate")
+
+
+@dataclass(frozen=True)
+class DeviceProfile:
+    """A device: prefill and decode rates in tokens per second, startup in seconds.
+
+    `r_squared` says how well measurements followed the line; NaN where the profile was given, not fitted.
+
+    >>> DeviceProfile(prefill_rate=50.0, decode_rate=14.0, startup=0.1).ttft(20).item()
+    0.5
+    """
+
+    prefill_rate: float
+    decode_rate: float
+    startup: float = 0.0
+    r_squared: float = float("nan")
+
+    def __post_init__(self) -> None:
+        checks.positive(self.prefill_rate, "prefill_rate")
+        checks.positive(self.decode_rate, "decode_rate")
+        checks.non_negative(self.startup, "startup")
+
+    def ttft(self, prompt_tokens: ArrayLike) -> Floats:
+        """`T_d(l) = l / prefill_rate + startup` in seconds, same shape as the lengths."""
+        return np.asarray(prompt_tokens, np.float64) / self.prefill_rate + self.startup
+
+    @classmethod
+    def fit(cls, prompt_tokens: ArrayLike, ttft_s: ArrayLike, decode_rate: float) -> "DeviceProfile":
+        """Least squares of measured TTFT on prompt length, both of shape (trials,).
+
+        A line that would start below zero is fitted through the origin instead: no device answers before it
+        is asked. InputError if fewer than two lengths were measured or TTFT does not grow with length.
+        """
+        length = checks.tokens(prompt_tokens, "prompt_tokens").astype(np.float64)
+        time = checks.seconds(ttft_s, "ttft_s")
+        if time.shape != length.shape or np.ptp(length) == 0:
+            raise InputError(f"a fit needs one ttft_s per length and two different lengths, got {time.size} times")
+        slope, startup = np.polyfit(length, time, 1)
+        if startup < 0:
+            slope, startup = (length @ time) / (length @ length), 0.0
+        if slope <= 0:
+            raise InputError(f"ttft_s must grow with prompt length, got a slope of {slope:.3g} s per token")
+        residual = time - (slope * length + startup)
+        spread = time - time.mean()
+        return cls(float(1.0 / slope), float(decode_rate), float(startup), float(1.0 - (residual @ residual) / (spread @ spread)))

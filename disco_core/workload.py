@@ -1,0 +1,89 @@
+"""What is asked: when requests arrive, how long their prompts are and how long the answers become."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from disco_core import checks
+from disco_core.checks import Floats, Ints
+from disco_core.errors import InputError
+
+
+@dataclass(frozen=True)
+class LengthDistribution:
+    """How often each length occurs: `tokens` ascending, `counts` positive, both of shape (lengths,)."""
+
+    tokens: Ints
+    counts: Ints
+
+    def __init__(self, tokens: ArrayLike, counts: ArrayLike) -> None:
+        length, count = checks.tokens(tokens, "tokens"), checks.tokens(counts, "counts")
+        if length.shape != count.shape or np.any(np.diff(length) <= 0):
+            raise InputError("tokens must ascend strictly, with one count each")
+        object.__setattr__(self, "tokens", length)
+        object.__setattr__(self, "counts", count)
+
+    @classmethod
+    def of(cls, lengths: "ArrayLike | LengthDistribution") -> "LengthDistribution":
+        """The histogram of observed lengths, shape (n,); a histogram is returned as it is."""
+        if isinstance(lengths, LengthDistribution):
+            return lengths
+        observed = checks.tokens(lengths, "prompt_tokens")
+        if observed.max() <= 4 * observed.size + 65_536:
+            counts = np.bincount(observed)  # a sort is ten times slower, but needs no memory for the gaps
+            present = np.flatnonzero(counts)
+            return cls._of(present, counts[present])
+        return cls._of(*np.unique(observed, return_counts=True))
+
+    @classmethod
+    def _of(cls, tokens: Ints, counts: Ints) -> "LengthDistribution":
+        new = object.__new__(cls)
+        object.__setattr__(new, "tokens", tokens)
+        object.__setattr__(new, "counts", counts)
+        return new
+
+    @property
+    def mean(self) -> float:
+        """Mean length in tokens, `E[l]`."""
+        return float(self.tokens @ self.counts / self.counts.sum())
+
+    def sample(self, n: int, rng: np.random.Generator) -> Ints:
+        """n independent lengths, shape (n,)."""
+        return rng.choice(self.tokens, size=n, p=self.counts / self.counts.sum())
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests: arrival in seconds, prompt and output length in tokens (at least 1), each of shape (n,)."""
+
+    arrival_s: Floats
+    prompt_tokens: Ints
+    output_tokens: Ints
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "arrival_s", checks.seconds(self.arrival_s, "arrival_s"))
+        for name in ("prompt_tokens", "output_tokens"):
+            object.__setattr__(self, name, checks.tokens(getattr(self, name), name))
+        if not self.arrival_s.shape == self.prompt_tokens.shape == self.output_tokens.shape:
+            raise InputError(
+                "arrival_s, prompt_tokens and output_tokens must have one entry per request, got "
+                f"{self.arrival_s.size}, {self.prompt_tokens.size} and {self.output_tokens.size}"
+            )
+
+    def __len__(self) -> int:
+        return self.prompt_tokens.size
+
+    @classmethod
+    def sample(
+        cls,
+        n: int,
+        prompt: LengthDistribution,
+        output: LengthDistribution,
+        rng: np.random.Generator,
+        rate: float = 1.0,
+    ) -> "Workload":
+        """n requests of independent lengths, arriving as a Poisson process of `rate` requests per second."""
+        checks.positive(n, "n")
+        arrival_s = np.cumsum(rng.exponential(1.0 / checks.positive(rate, "rate"), n))
+        return cls(arrival_s, prompt.sample(n, rng), output.sample(n, rng))

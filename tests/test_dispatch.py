@@ -1,0 +1,166 @@
+"""Plans against a brute-force search in whole fractions, and against what the paper promises of their shares."""
+
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import BUDGETS, budgets, devices, distributions, lengths, plans, times_s
+
+import disco_core as dc
+
+DEVICE = dc.DeviceProfile(prefill_rate=30.0, decode_rate=14.0)
+
+
+def start_probability(plan: dc.DispatchPlan, length: int, ttft: dc.TTFTDistribution) -> float:
+    """P(device starts | length) of a plan whose server starts at once, straight from its entries."""
+    row = list(plan.prompt_tokens).index(length)
+    pairs = zip(plan.delays_s[dc.End.DEVICE, row], plan.probability[row], strict=True)
+    return sum(p * np.mean(ttft.values_s > wait) for wait, p in pairs)
+
+
+def search_device_constrained(
+    seen: list[int], samples: list[float], b: Fraction, alpha: Fraction
+) -> dict[int, Fraction]:
+    """Every split of the lengths into helped-at-once, one boundary and tail; the one that spends b exactly."""
+    n, total = len(samples), sum(seen)
+    tails = [w for w in sorted(samples) if Fraction(sum(s <= w for s in samples), n) >= 1 - min(alpha, b)]
+    tail = Fraction(sum(s > tails[0] for s in samples), n)
+    count = Counter(seen)
+    for boundary in sorted(count):
+        fixed = sum(l * c * (1 if l < boundary else tail) for l, c in count.items() if l != boundary)
+        at_boundary = (b * total - fixed) / (boundary * count[boundary])
+        if tail <= at_boundary <= 1:
+            return {l: at_boundary if l == boundary else Fraction(1) if l < boundary else tail for l in count}
+    raise AssertionError("no split spends the budget")
+
+
+@given(lengths, times_s, st.integers(0, 40), st.integers(0, 20))
+def test_disco_d_is_the_split_that_spends_the_budget(seen, samples, b40, alpha40):
+    b, alpha = Fraction(b40, 40), Fraction(alpha40, 40)
+    ttft = dc.TTFTDistribution(samples)
+    plan = dc.plan_device_constrained(seen, ttft, float(b), tail=float(alpha))
+    expected = search_device_constrained(seen, samples, b, alpha)
+    # where two splits spend b alike (a boundary at its limit), they start the device alike too
+    for length, probability in expected.items():
+        assert start_probability(plan, length, ttft) == pytest.approx(float(probability), abs=1e-9)
+
+
+@given(lengths, distributions, devices)
+def test_disco_d_spends_exactly_the_budget(seen, ttft, device):
+    for b in BUDGETS:
+        plan = dc.plan_device_constrained(seen, ttft, b)
+        server, share = plan.expected_shares(seen, ttft, device)
+        assert share == pytest.approx(b, abs=1e-9)
+        assert server == 1.0
+
+
+def test_disco_d_share_is_met_by_counting_drawn_requests():
+    rng = np.random.default_rng(7)
+    ttft = dc.TTFTDistribution(
+        [0.2] * 50 + [0.3] * 30 + [1.0] * 15 + [4.0] * 5
+    )  # atoms far larger than a budget step
+    seen = rng.integers(5, 60, 400)
+    for b in BUDGETS:
+        plan = dc.plan_device_constrained(seen, ttft, b)
+        asked = np.tile(seen, 2000)
+        _, wait = plan.draw(asked, rng)
+        started = wait < ttft.sample(asked.size, rng)
+        assert (asked * started).sum() / asked.sum() == pytest.approx(b, abs=0.002)
+
+
+@given(lengths, budgets)
+def test_disco_s_is_the_largest_share_a_threshold_can_spend(seen, b):
+    plan = dc.plan_server_constrained(seen, b)
+    total, known = sum(seen), sorted(set(seen))
+    shares = {th: sum(l for l in seen if l > th) / total for th in [0, *known]}
+    best = max(share for share in shares.values() if share <= b)
+    ends = plan.draw(np.array(seen), None)
+    share = sum(l for l, delay in zip(seen, ends[dc.End.SERVER], strict=True) if delay == 0.0) / total
+    assert share == pytest.approx(best, abs=1e-12)
+    one_length = max(seen.count(l) * l for l in known) / total
+    assert b - one_length < share + 1e-12
+    assert share <= b + 1e-12
+    assert np.all(ends[dc.End.DEVICE] == 0.0)
+
+
+@given(plans(), lengths, devices, distributions)
+def test_draws_agree_with_expected_shares(plan, asked, device, ttft):
+    """Draws and the closed form come from different code: count started prompts on many draws of few lengths."""
+    rng = np.random.default_rng(0)
+    many = np.repeat(asked, 4000)
+    server_delay, device_delay = plan.draw(many, rng)
+    server_first = server_delay + ttft.sample(many.size, rng)
+    device_first = device_delay + device.ttft(many)
+    counted = [(many * s).sum() / many.sum() for s in (server_delay < device_first, device_delay < server_first)]
+    assert plan.expected_shares(asked, ttft, device) == pytest.approx(counted, abs=0.06)
+
+
+@pytest.mark.parametrize("constraint", dc.Constraint)
+@pytest.mark.parametrize("both", [False, True])
+def test_stochastic_spends_the_budget_at_random(constraint, both):
+    plan = dc.plan_stochastic(0.3, constraint, both=both)
+    delays = plan.draw(np.full(200_000, 10), np.random.default_rng(1))
+    started = np.isfinite(delays).mean(axis=1)
+    scarce = constraint.end
+    assert started[scarce] == pytest.approx(0.3, abs=0.005)
+    assert started[1 - scarce] == pytest.approx(1.0 if both else 0.7, abs=0.005)
+
+
+def test_unseen_lengths_take_the_next_longer_entry():
+    plan = dc.plan_server_constrained([10, 10, 20, 40], 0.5)  # l_th = 20
+    server_delay, _ = plan.draw(np.array([1, 10, 11, 20, 21, 40, 4000]))
+    assert server_delay.tolist() == [np.inf, np.inf, np.inf, np.inf, 0, 0, 0]
+    far = dc.plan_server_constrained([10, 10, 20, 400_000], 0.999995)  # too long for a table: searched
+    assert far.draw(np.array([1, 10, 11, 400_001]))[0].tolist() == [np.inf, np.inf, 0, 0]
+
+
+def test_baselines_use_one_end():
+    for plan, end in ((dc.plan_server_only(), dc.End.SERVER), (dc.plan_device_only(), dc.End.DEVICE)):
+        delays = plan.draw(np.arange(1, 5))
+        assert np.all(delays[end] == 0)
+        assert np.all(np.isinf(delays[1 - end]))
+
+
+def test_without_a_budget_the_device_is_never_asked():
+    ttft = dc.TTFTDistribution([0.1, 0.2])
+    wait = dc.plan_device_constrained([5, 6], ttft, 0.0).draw(np.array([5, 6, 7]), np.random.default_rng(0))[1]
+    assert np.all(np.isinf(wait))
+
+
+@pytest.mark.parametrize("budget", [-0.1, 1.1, float("nan"), None, "half"])
+def test_budget_outside_zero_to_one_is_named(budget):
+    ttft = dc.TTFTDistribution([0.1])
+    for make in (
+        lambda: dc.plan_device_constrained([5], ttft, budget),
+        lambda: dc.plan_server_constrained([5], budget),
+        lambda: dc.plan_stochastic(budget, dc.Constraint.DEVICE),
+        lambda: dc.plan_device_constrained([5], ttft, 0.5, tail=budget),
+    ):
+        with pytest.raises(dc.InputError, match=str(budget)):
+            make()
+
+
+@pytest.mark.parametrize("bad", [[], [0], [-3], [float("nan")], [float("inf")], [2.5], [[1, 2]], ["long"]])
+def test_bad_lengths_are_named(bad):
+    with pytest.raises(dc.InputError, match="prompt_tokens"):
+        dc.plan_server_constrained(bad, 0.5)
+    with pytest.raises(dc.InputError, match="prompt_tokens"):
+        dc.plan_server_only().draw(bad)
+
+
+def test_a_random_plan_asks_for_its_generator():
+    with pytest.raises(dc.InputError, match="rng"):
+        dc.plan_stochastic(0.5, dc.Constraint.SERVER).draw(np.array([3]))
+    with pytest.raises(dc.InputError, match=r"Constraint\.DEVICE"):
+        dc.plan_stochastic(0.5, "device")
+
+
+def test_a_plan_that_starts_nobody_is_refused():
+    never = np.full((2, 1, 1), np.inf)
+    with pytest.raises(dc.InputError, match="neither end"):
+        dc.DispatchPlan("none", np.array([1]), never, np.ones((1, 1)))
+    with pytest.raises(dc.InputError, match="sum to 1"):
+        dc.DispatchPlan("half", np.array([1]), np.zeros((2, 1, 1)), np.full((1, 1), 0.5))

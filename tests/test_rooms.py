@@ -1,0 +1,216 @@
+"""latency, workload, cost, delivery: definitions checked against the plainest restatement of each."""
+
+import doctest
+import importlib
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import times_s
+
+import disco_core as dc
+
+ROOMS = ["latency", "workload", "cost", "dispatch", "delivery", "simulate"]
+
+
+@given(times_s, st.floats(0, 0.05), st.floats(0, 1))
+def test_f_is_the_empirical_distribution(samples, t, q):
+    ttft = dc.TTFTDistribution(samples)
+    n = len(samples)
+    assert ttft.cdf(t) == sum(s <= t for s in samples) / n
+    assert ttft.sf(t) == pytest.approx(sum(s > t for s in samples) / n, abs=1e-15)
+    assert ttft.quantile(q) == min(x for x in samples if sum(s <= x for s in samples) / n >= q)
+    assert ttft.mean_min(t) == pytest.approx(sum(min(s, t) for s in samples) / n, abs=1e-12)
+    assert ttft.mean_min(np.inf) == pytest.approx(sum(samples) / n) == ttft.mean
+
+
+@given(times_s)
+def test_a_table_of_every_level_is_the_distribution(samples):
+    whole = dc.TTFTDistribution(samples)
+    levels = np.arange(1, len(samples) + 1) / len(samples)
+    table = dc.TTFTDistribution.from_quantiles(levels, whole.quantile(levels))
+    t = np.linspace(0, 0.05, 101)
+    assert table.cdf(t) == pytest.approx(whole.cdf(t))
+    assert table.mean == pytest.approx(whole.mean)
+    assert np.array_equal(table.quantile(levels), whole.quantile(levels))
+
+
+def test_draws_follow_their_distribution():
+    rng = np.random.default_rng(0)
+    table = dc.TTFTDistribution.from_quantiles([0.5, 0.9, 1.0], [0.1, 0.2, 5.0])
+    pool = dc.TTFTDistribution.mixture([table, dc.TTFTDistribution([1.0, 2.0])], [3, 1])
+    for ttft in (table, pool, dc.TTFTDistribution([1.0, 2.0, 2.0])):
+        drawn = ttft.sample(200_000, rng)
+        for value in np.unique(ttft.values_s):
+            assert np.mean(drawn <= value) == pytest.approx(ttft.cdf(value), abs=0.005)
+    assert pool.mean == pytest.approx(0.75 * table.mean + 0.25 * 1.5)
+
+
+@pytest.mark.parametrize("bad", [[], [-0.1], [float("nan")], [float("inf")], ["slow"], None])
+def test_bad_samples_are_named(bad):
+    with pytest.raises(dc.InputError, match="samples_s"):
+        dc.TTFTDistribution(bad)
+
+
+@pytest.mark.parametrize(
+    ("levels", "values"),
+    [
+        ([0.5, 0.9], [1, 2]),
+        ([0.9, 0.5, 1], [1, 2, 3]),
+        ([0.5, 1], [2, 1]),
+        ([1], [1, 2]),
+        ([0.5, float("nan"), 1], [1, 2, 3]),
+    ],
+)
+def test_bad_tables_are_refused(levels, values):
+    with pytest.raises(dc.InputError):
+        dc.TTFTDistribution.from_quantiles(levels, values)
+
+
+@given(st.floats(10, 500), st.floats(0, 2))
+def test_a_fit_finds_the_line_it_was_made_from(rate, startup):
+    lengths = np.array([8, 64, 256, 1024] * 3)
+    fitted = dc.DeviceProfile.fit(lengths, lengths / rate + startup, 20.0)
+    assert fitted.prefill_rate == pytest.approx(rate, rel=1e-6)
+    assert fitted.startup == pytest.approx(startup, abs=1e-6)
+    assert fitted.r_squared == pytest.approx(1.0)
+
+
+def test_a_fit_needs_a_rising_line():
+    with pytest.raises(dc.InputError, match="grow"):
+        dc.DeviceProfile.fit([10, 20], [0.2, 0.1], 20.0)
+    with pytest.raises(dc.InputError, match="two different"):
+        dc.DeviceProfile.fit([10, 10], [0.1, 0.2], 20.0)
+    assert dc.DeviceProfile.fit([10, 20], [0.1, 0.9], 20.0).startup == 0.0
+
+
+@pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), None])
+def test_bad_profiles_are_named(rate):
+    with pytest.raises(dc.InputError, match="prefill_rate"):
+        dc.DeviceProfile(rate, 10.0)
+    with pytest.raises(dc.InputError, match="decode_rate"):
+        dc.ServerProfile(dc.TTFTDistribution([1.0]), rate)
+
+
+def test_workload_and_histogram():
+    rng = np.random.default_rng(0)
+    prompt = dc.LengthDistribution([3, 7], [1, 3])
+    load = dc.Workload.sample(100_000, prompt, prompt, rng, rate=4.0)
+    assert len(load) == 100_000
+    assert load.prompt_tokens.mean() == pytest.approx(prompt.mean, rel=0.01)
+    assert load.arrival_s[-1] == pytest.approx(25_000, rel=0.02)
+    same = dc.LengthDistribution.of(load.prompt_tokens)
+    assert same.counts.sum() == 100_000
+    wide = dc.LengthDistribution.of([5, 10_000_000, 5])  # too wide to count cell by cell
+    assert wide.tokens.tolist() == [5, 10_000_000]
+    assert wide.counts.tolist() == [2, 1]
+    with pytest.raises(dc.InputError, match="one entry per request"):
+        dc.Workload([0.0], [1, 2], [1])
+
+
+@pytest.mark.parametrize(
+    ("prices", "expected"),
+    [
+        ((1, 2, 3, 4), dc.Constraint.DEVICE),
+        ((3, 4, 1, 2), dc.Constraint.SERVER),
+        ((1, 3, 2, 4), None),
+        ((1, 2, 2, 3), None),
+        ((0, 0, 0, 0), None),
+    ],
+)
+def test_prices_decide_which_end_is_scarce_or_refuse(prices, expected):
+    model = dc.CostModel(*(p * 1e-6 for p in prices))
+    if expected:
+        assert model.constraint is expected
+    else:
+        with pytest.raises(dc.ConstraintError, match="choose"):
+            _ = model.constraint
+
+
+@pytest.mark.parametrize("bad", [None, -1e-6, float("nan"), float("inf")])
+def test_missing_or_negative_prices_are_named(bad):
+    with pytest.raises(dc.InputError, match="device_prefill"):
+        dc.CostModel(1e-6, 1e-6, bad, 1e-6)
+
+
+def test_energy_is_priced_by_the_exchange_rate():
+    model = dc.CostModel.from_energy(1e-6, 2e-6, 0.06, 0.35, exchange_rate=1e-5)
+    assert (model.device_prefill, model.device_decode) == pytest.approx((6e-7, 3.5e-6))
+
+
+arrivals = st.lists(st.integers(0, 3000), min_size=1, max_size=20).map(lambda ms: np.sort(ms) / 1000)
+
+
+@given(arrivals, st.sampled_from([4.8, 3.3, 10.0]))
+def test_release_waits_for_the_deadline_and_never_for_more(generated, rate):
+    released = dc.release(generated, rate)
+    for i, (g, r) in enumerate(zip(generated, released, strict=True)):
+        assert r == pytest.approx(max(g, generated[0] + i / rate))
+    assert dc.delayed(generated, rate).tolist() == [g > generated[0] + i / rate for i, g in enumerate(generated)]
+    assert np.all(dc.time_between_tokens(released) >= 0)
+
+
+def digested(t, released, rate, expected):
+    """Tokens digested by time t, one after the other at the reading rate, none before the ideal start."""
+    done, free = 0.0, expected
+    for time in released:
+        begun = max(time, free)
+        done += min(1.0, max(0.0, (t - begun) * rate))
+        free = begun + 1 / rate
+    return done, free
+
+
+@given(arrivals, st.sampled_from([4.8, 3.3]))
+def test_qoe_is_the_ratio_of_the_two_areas(released, rate):
+    ideal = [1.0 + i / rate for i in range(len(released))]
+    end = digested(0.0, released, rate, 1.0)[1]
+    grid = (np.arange(20_000) + 0.5) / 20_000 * end
+    area, best = (sum_area(grid, times, rate) for times in (released, ideal))
+    assert dc.quality_of_experience(released, reading_rate=rate) == pytest.approx(area / best, abs=2e-3)
+
+
+def sum_area(grid, released, rate):
+    total, free = np.zeros_like(grid), 1.0
+    for time in released:
+        begun = max(time, free)
+        total += np.clip((grid - begun) * rate, 0, 1)
+        free = begun + 1 / rate
+    return total.sum()
+
+
+def test_qoe_ends():
+    assert dc.quality_of_experience([0.0, 0.1, 0.2]) == 1.0
+    assert dc.quality_of_experience([60.0]) < 0.01
+    with pytest.raises(dc.InputError, match="descend"):
+        dc.quality_of_experience([2.0, 1.0])
+
+
+def test_the_public_face_is_what_is_exported():
+    assert sorted(dc.__all__) == dc.__all__
+    assert all(hasattr(dc, name) for name in dc.__all__)
+    public = {name for name in vars(dc) if not name.startswith("_") and not isinstance(getattr(dc, name), type(dc))}
+    assert public == set(dc.__all__)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_docstring_examples_run(room):
+    assert doctest.testmod(importlib.import_module(f"disco_core.{room}")).failed == 0
+
+
+def test_import_is_light_and_quick():
+    code = (
+        "import sys, time; start = time.perf_counter(); import disco_core; "
+        "print(time.perf_counter() - start, *sorted({m.split('.')[0] for m in sys.modules}))"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)
+    ]
+    took, *loaded = min(run.stdout.split() for run in runs)
+    heavy = {"scipy", "pandas", "matplotlib", "seaborn", "papermill", "llama_cpp", "pooch", "tqdm", "httpx"}
+    assert heavy.isdisjoint(loaded)
+    assert math.isfinite(float(took))
+    assert min(float(run.stdout.split()[0]) for run in runs) < 0.2

@@ -1,0 +1,138 @@
+"""The vectorised race against one request at a time, event by event, in the plainest Python."""
+
+import heapq
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import devices, distributions, plans
+
+import disco_core as dc
+
+PRICES = dc.CostModel(1e-6, 2e-6, 3e-6, 5e-6)
+
+
+def race(server_delay, device_delay, server_ttft, device_ttft):
+    """One request: (ttft, winner, ends started). Tokens of an instant come before starts, the server's first."""
+    ttft = {"server": server_ttft, "device": device_ttft}
+    events = [(server_delay, 2, "server"), (device_delay, 3, "device")]
+    heapq.heapify(events)
+    started = set()
+    while True:
+        time, kind, end = heapq.heappop(events)
+        if kind < 2:
+            return time, end, started
+        if math.isfinite(time):
+            started.add(end)
+            heapq.heappush(events, (time + ttft[end], 0 if end == "server" else 1, end))
+
+
+@st.composite
+def requests(draw):
+    n = draw(st.integers(1, 12))
+    whole = st.integers(1, 12)
+    prompt = [draw(whole) for _ in range(n)]
+    output = [draw(whole) for _ in range(n)]
+    return dc.Workload(np.arange(n) * 1.0, prompt, output)
+
+
+@given(requests(), plans(), distributions, devices, st.integers(0, 2**32 - 1))
+def test_equals_the_event_by_event_reference(load, plan, ttft, device, seed):
+    server = dc.ServerProfile(ttft, 50.0)
+    result = dc.simulate(load, plan, server, device, PRICES, rng=np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    server_ttft = ttft.sample(len(load), rng)
+    delays = plan.draw(load.prompt_tokens, rng)
+    for i in range(len(load)):
+        length, output = int(load.prompt_tokens[i]), int(load.output_tokens[i])
+        device_ttft = length / device.prefill_rate + device.startup
+        expected, winner, started = race(float(delays[0, i]), float(delays[1, i]), float(server_ttft[i]), device_ttft)
+        assert result.ttft_s[i] == pytest.approx(expected, abs=1e-9)
+        assert dc.End(result.winner[i]).name.lower() == winner
+        charged = {
+            "server": (length * ("server" in started), output * (winner == "server")),
+            "device": (length * ("device" in started), output * (winner == "device")),
+        }
+        ledger = result.ledger
+        assert (ledger.server_prefill[i], ledger.server_decode[i]) == charged["server"]
+        assert (ledger.device_prefill[i], ledger.device_decode[i]) == charged["device"]
+        (sp, sd), (dp, dd) = charged["server"], charged["device"]
+        assert result.cost[i] == pytest.approx(1e-6 * sp + 2e-6 * sd + 3e-6 * dp + 5e-6 * dd, rel=1e-9)
+    shares = [
+        sum(x[i] for i in range(len(load))) / sum(load.prompt_tokens)
+        for x in (ledger.server_prefill, ledger.device_prefill)
+    ]
+    assert [result.server_share, result.device_share] == pytest.approx(shares, abs=1e-9)
+
+
+@given(requests(), plans(), distributions, devices, st.data())
+def test_given_times_replace_the_draws(load, plan, ttft, device, data):
+    n = len(load)
+    ms = st.integers(0, 20).map(lambda t: t / 1000)
+    grid = np.array([[data.draw(ms) for _ in range(n)] for _ in range(4)])
+    grid[1] += 0.001  # a device needs some time
+    result = dc.simulate(load, plan, dc.ServerProfile(ttft, 50.0), device, ttft_s=grid[:2], delays_s=grid[2:])
+    for i in range(n):
+        expected, winner, started = race(*grid[2:, i], *grid[:2, i])
+        assert result.ttft_s[i] == expected
+        assert (result.winner[i] == dc.End.DEVICE) == (winner == "device")
+        assert result.device_started[i] == ("device" in started)
+        assert result.server_started[i] == ("server" in started)
+
+
+def test_simulated_mean_is_the_closed_form():
+    """E[TTFT | l] = sum over choices of p E[min(S, w + T_d(l))]: mean_min knows nothing of simulate."""
+    rng = np.random.default_rng(3)
+    ttft = dc.TTFTDistribution(rng.lognormal(-1, 0.8, 500))
+    device = dc.DeviceProfile(40.0, 14.0, 0.05)
+    lengths = dc.LengthDistribution(np.arange(5, 45, 5), np.arange(8, 0, -1))
+    plan = dc.plan_device_constrained(lengths, ttft, 0.4)
+    n = 400_000
+    load = dc.Workload(np.zeros(n), lengths.sample(n, rng), np.ones(n))
+    result = dc.simulate(load, plan, dc.ServerProfile(ttft, 50.0), device, rng=rng)
+    waits = plan.delays_s[dc.End.DEVICE]
+    mean = (plan.probability * ttft.mean_min(waits + device.ttft(lengths.tokens)[:, None])).sum(axis=1)
+    expected = (mean * lengths.counts).sum() / lengths.counts.sum()
+    assert result.ttft_s.mean() == pytest.approx(expected, abs=5 * result.ttft_s.std() / np.sqrt(n))
+
+
+def test_summary_names_what_it_says():
+    load = dc.Workload(np.zeros(4), [1, 2, 3, 4], [10, 10, 10, 10])
+    server = dc.ServerProfile(dc.TTFTDistribution([0.5]), 50.0)
+    device = dc.DeviceProfile(10.0, 10.0)
+    summary = dc.simulate(load, dc.plan_server_only(), server, device, PRICES, rng=np.random.default_rng(0)).summary()
+    assert summary["p99_ttft_s"] == summary["mean_ttft_s"] == 0.5
+    assert math.isnan(summary["budget_used"])
+    assert summary["mean_cost"] == pytest.approx(2.5e-6 + 20e-6)
+    plan = dc.plan_server_constrained([1, 2, 3, 4], 0.7)
+    result = dc.simulate(load, plan, server, device, ttft_s=[0.5] * 4)
+    assert result.summary()["budget_used"] == result.server_share == 0.7
+    assert math.isnan(result.summary()["mean_cost"])
+    assert result.winner.tolist() == [dc.End.DEVICE] * 4  # at 4 tokens 0.4 s beats the server's 0.5 s
+
+
+def test_a_tie_goes_to_the_server_and_a_late_device_is_not_started():
+    load = dc.Workload([0.0, 0.0], [5, 5], [1, 1])
+    server, device = dc.ServerProfile(dc.TTFTDistribution([0.5]), 50.0), dc.DeviceProfile(10.0, 10.0)
+    delays = [[0.0, 0.0], [0.0, 0.5]]
+    result = dc.simulate(load, dc.plan_server_only(), server, device, ttft_s=[0.5, 0.5], delays_s=delays)
+    assert result.winner.tolist() == [0, 0]
+    assert result.device_started.tolist() == [True, False]
+
+
+def test_bad_replacements_are_named():
+    load = dc.Workload([0.0], [5], [1])
+    server, device = dc.ServerProfile(dc.TTFTDistribution([0.5]), 50.0), dc.DeviceProfile(10.0, 10.0)
+    plan = dc.plan_server_only()
+    for match, given_ in [
+        ("rng", {}),
+        (r"\(1,\)", {"ttft_s": [0.1, 0.2]}),
+        ("nan", {"ttft_s": [float("nan")]}),
+        (r"-1\.0", {"ttft_s": [-1.0]}),
+        ("delays_s", {"ttft_s": [0.1], "delays_s": [[0.0]]}),
+        ("neither end", {"ttft_s": [0.1], "delays_s": [[np.inf], [np.inf]]}),
+    ]:
+        with pytest.raises(dc.InputError, match=match):
+            dc.simulate(load, plan, server, device, **given_)
