@@ -28,9 +28,7 @@ def release(generated_s: ArrayLike, reading_rate: float = READING_RATE) -> Float
     return np.maximum(_generated(generated_s), deadlines(generated_s, reading_rate))
 
 
-def delayed(
-    generated_s: ArrayLike, reading_rate: float = READING_RATE
-) -> NDArray[np.bool_]:
+def delayed(generated_s: ArrayLike, reading_rate: float = READING_RATE) -> NDArray[np.bool_]:
     """Which tokens were generated after they were due, shape (tokens,)."""
     return _generated(generated_s) > deadlines(generated_s, reading_rate)
 

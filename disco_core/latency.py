@@ -99,10 +99,11 @@ class TTFTDistribution:
         return float(self._partial_mean[-1])
 
     def sample(self, n: int, rng: np.random.Generator) -> Floats:
-        """n independent draws, shape (n,)."""
+        """n independent draws `F^-1(u)`, shape (n,): generators of equal seed meet equal u under every F."""
+        u = rng.random(n)
         if self._equal_weights:
-            return self.values_s[rng.integers(self.values_s.size, size=n)]
-        return self.values_s[np.searchsorted(self.cumulative, rng.random(n), side="right")]
+            return self.values_s[(u * self.values_s.size).astype(np.int64)]
+        return self.values_s[np.searchsorted(self.cumulative, u, side="right")]
 
     @cached_property
     def _partial_mean(self) -> Floats:
@@ -169,4 +170,9 @@ class DeviceProfile:
             raise InputError(f"ttft_s must grow with prompt length, got a slope of {slope:.3g} s per token")
         residual = time - (slope * length + startup)
         spread = time - time.mean()
-        return cls(float(1.0 / slope), float(decode_rate), float(startup), float(1.0 - (residual @ residual) / (spread @ spread)))
+        return cls(
+            float(1.0 / slope),
+            float(decode_rate),
+            float(startup),
+            float(1.0 - (residual @ residual) / (spread @ spread)),
+        )

@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,15 +45,15 @@ def measure_device(
     for name, value in (("repeats", repeats), ("decode_tokens", decode_tokens)):
         checks.tokens([value], name)
     wanted = checks.tokens(lengths, "lengths")
-    llama = _load(int(wanted.max()) + decode_tokens)
-    text = _text(llama, int(wanted.max()))
-    rng = np.random.default_rng(seed)
-    trials = rng.permutation([(length, repeat) for length in wanted for repeat in range(repeats)])
-    _generate(llama, text[: int(wanted.min())], 2)
+    trials = [(int(length), repeat) for length in wanted for repeat in range(repeats)]
     rows = []
-    for length, repeat in tqdm(trials, desc="device model", unit="trial", disable=None):
-        times = _generate(llama, text[:length], decode_tokens)
-        rows += [(length, repeat, token, at) for token, at in enumerate(times)]
+    with closing(_load(int(wanted.max()) + decode_tokens)) as llama:
+        text = _text(llama, int(wanted.max()))
+        _generate(llama, text[: int(wanted.min())], 2)
+        shuffled = np.random.default_rng(seed).permutation(trials)
+        for length, repeat in tqdm(shuffled, desc="device model", unit="trial", disable=None):
+            times = _generate(llama, text[:length], decode_tokens)
+            rows += [(length, repeat, token, at) for token, at in enumerate(times)]
     table = pd.DataFrame(rows, columns=["prompt_tokens", "repeat", "token", "generated_s"])
     return table.sort_values(["prompt_tokens", "repeat", "token"], ignore_index=True)
 
@@ -67,19 +68,16 @@ def device_measurements(path: Path | str = DEVICE_CSV, *, quick: bool = False) -
 
 
 def _load(context: int) -> "Llama":
-    from llama_cpp import Llama
-
-    path = str(model.smollm2_path())
     trained = int(model.tokenizer().metadata["llama.context_length"])
     if context > trained:
         raise InputError(f"prompt and answer need {context} tokens of context; {model.NAME} has {trained}")
-    return Llama(model_path=path, n_ctx=context, n_threads=1, n_threads_batch=1, seed=0, verbose=False)
+    return model.load(n_ctx=context, n_threads=1, n_threads_batch=1, seed=0)
 
 
 def _text(llama: "Llama", length: int) -> list[int]:
     """A built prompt of many requests, at least `length` tokens long; a prompt of n tokens is its first n."""
     requests = [task.format(subject) for task in _TASKS for subject in _SUBJECTS]
-    once = llama.tokenize(model.build(" ".join(requests)).encode(), add_bos=False, special=True)
+    once: list[int] = llama.tokenize(model.build(" ".join(requests)).encode(), add_bos=False, special=True)
     return (once * (length // len(once) + 1))[:length]
 
 

