@@ -1,0 +1,309 @@
+"""Claims and their verdicts: the rule is committed before the number, and decides without a human.
+
+`data/claims.csv` lists every claim; a notebook calls `check` or `not_tested` once per claim; its verdicts
+stand in `figures/<stem>.claims.json`. `python -m disco_core.artifact.claims figures` prints the table.
+
+    band      the median of our values lies in [low - tolerance, high + tolerance]
+    at least  it is at least paper - tolerance
+    at most   it is at most paper + tolerance
+    trend     our values are differences, positive where they go as the paper says; one-sided sign test
+
+Verdicts: PASS; DIFFERS, tested and came out otherwise, also where it came out better; NOT TESTED.
+"""
+
+import argparse
+import csv
+import json
+import math
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from disco_core.artifact.files import DATA, FIGURES, ROOT, write_atomic
+from disco_core.errors import ArtifactError, DiscoError, InputError
+
+PASS, DIFFERS, NOT_TESTED, MISSING = "PASS", "DIFFERS", "NOT TESTED", "MISSING"
+TABLE = DATA / "claims.csv"
+_COLUMNS = ("id", "source", "mark", "statement", "kind", "paper", "tolerance", "rule", "expected", "exhibit")
+_KINDS = ("band", "at least", "at most", "trend")
+
+Verdict = dict[str, Any]  # the object written to <stem>.claims.json
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One row of the table. `low`, `high` are the paper's values, nan where a trend states none."""
+
+    id: str
+    source: str
+    mark: str
+    statement: str
+    kind: str
+    paper: str
+    tolerance: float
+    rule: str
+    expected: str
+    exhibit: str
+    low: float
+    high: float
+
+    @property
+    def alpha(self) -> float:
+        """The level of the sign test that a trend's rule names, as in `sign test p < 0.05`."""
+        found = re.search(r"p\s*<\s*(0?\.\d+)", self.rule)
+        return float(found[1]) if found else math.nan
+
+
+def load(table: Path | None = None) -> dict[str, Claim]:
+    """Every claim by id, in the table's order. Raises ArtifactError naming the row and what is allowed."""
+    table = table or TABLE
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactError(f"cannot read the claims table {table}: {error}") from None
+    claims: dict[str, Claim] = {}
+    for number, row in enumerate(rows, start=2):
+        if set(row) != set(_COLUMNS) or None in row.values():
+            raise ArtifactError(f"{table.name} line {number}: the columns must be {', '.join(_COLUMNS)}")
+        try:
+            claim = _claim(row)
+        except ValueError as error:
+            raise ArtifactError(f"{table.name} line {number}, claim {row['id']!r}: {error}") from None
+        if claim.id in claims:
+            raise ArtifactError(f"{table.name} line {number}: claim {claim.id!r} is listed twice")
+        claims[claim.id] = claim
+    return claims
+
+
+def _claim(row: dict[str, str]) -> Claim:
+    for column, allowed in (
+        ("kind", _KINDS),
+        ("mark", ("P", "N", "R")),
+        ("expected", (PASS, DIFFERS, NOT_TESTED)),
+    ):
+        if row[column] not in allowed:
+            raise ValueError(f"{column} is {row[column]!r}, allowed are {', '.join(allowed)}")
+    low, high = _interval(row["paper"])
+    claim = Claim(**(row | {"tolerance": float(row["tolerance"] or 0), "low": low, "high": high}))  # type: ignore[arg-type]
+    if not 0 <= claim.tolerance < math.inf:
+        raise ValueError(f"tolerance is {row['tolerance']!r}, it must be a finite number of at least 0")
+    if claim.expected != NOT_TESTED:
+        _require_testable(claim)
+    return claim
+
+
+def _interval(paper: str) -> tuple[float, float]:
+    first, dots, last = paper.partition("..")
+    try:
+        return float(first), float(last if dots else first)
+    except ValueError:  # a trend, told in words
+        return math.nan, math.nan
+
+
+def _require_testable(claim: Claim) -> None:
+    if claim.kind == "trend" and not 0 < claim.alpha < 1:
+        raise ValueError(f"the rule of a trend names its test as `sign test p < 0.05`, not {claim.rule!r}")
+    if claim.kind != "trend" and not claim.low <= claim.high:
+        raise ValueError(f"paper is {claim.paper!r}, it must be a number or low..high")
+
+
+def check(
+    id: str,
+    ours: ArrayLike,
+    *,
+    stem: str,
+    out: str | Path = FIGURES,
+    reason: str = "",
+    table: Path | None = None,
+) -> Verdict:
+    """Decide one claim from our value, or values over the pairs, and write it to `out/<stem>.claims.json`.
+
+    `ours` is in the unit of the claim; for a trend it holds signed differences, positive as the paper says.
+    Where the claim comes out otherwise the numbers say why; `reason` adds what they cannot.
+    Raises InputError for an unknown id and for empty, NaN or infinite values: those never pass.
+    """
+    claim, values = _get(id, table), np.asarray(ours, dtype=float).ravel()
+    if values.size == 0:
+        raise InputError(f"claim {id}: no value given; one finite number or more is needed")
+    if not np.isfinite(values).all():
+        bad = values[~np.isfinite(values)][0]
+        raise InputError(f"claim {id}: got the value {bad}; every value must be a finite number")
+    try:
+        _require_testable(claim)
+    except ValueError as error:
+        raise InputError(f"claim {id}: {error}") from None
+    passed, text, why = _test_trend(claim, values) if claim.kind == "trend" else _test_median(claim, values)
+    reason = "; ".join(part for part in ("" if passed else why, reason) if part)
+    ours_shown = {"median": _rounded(float(np.median(values))), "text": text}
+    return _record(claim, PASS if passed else DIFFERS, ours_shown, reason, stem, out)
+
+
+def not_tested(id: str, missing: str, *, stem: str, out: str | Path = FIGURES, table: Path | None = None) -> Verdict:
+    """Record that a claim was not tested, and what is `missing` for it, such as a key."""
+    if not missing.strip():
+        raise InputError(f"claim {id}: say what is missing")
+    return _record(_get(id, table), NOT_TESTED, None, missing, stem, out)
+
+
+def _get(id: str, table: Path | None) -> Claim:
+    claims = load(table)
+    if id not in claims:
+        raise InputError(f"no claim {id!r}; the table has {', '.join(claims) or 'none'}")
+    return claims[id]
+
+
+def _test_median(claim: Claim, values: NDArray[np.float64]) -> tuple[bool, str, str]:
+    median = float(np.median(values))
+    low = -math.inf if claim.kind == "at most" else claim.low - claim.tolerance
+    high = math.inf if claim.kind == "at least" else claim.high + claim.tolerance
+    slack = 1e-9 * max(
+        1.0, abs(median)
+    )  # a bound that is met exactly is met, whatever the rounding of low - tolerance
+    text = f"{median:.4g}"
+    if values.size > 1:
+        text = f"median {median:.4g} of {values.size} ({values.min():.4g} to {values.max():.4g})"
+    bound, side = (low, "below") if median < low else (high, "above")
+    return low - slack <= median <= high + slack, text, f"{median:.4g} is {side} {bound:.4g}"
+
+
+def _test_trend(claim: Claim, values: NDArray[np.float64]) -> tuple[bool, str, str]:
+    from scipy.stats import binomtest
+
+    positive, moved = int((values > 0).sum()), int((values != 0).sum())
+    p = float(binomtest(positive, moved, 0.5, alternative="greater").pvalue) if moved else 1.0
+    text = f"{positive} of {values.size} as the paper says, p = {p:.2g}"
+    return p < claim.alpha, text, f"sign test p = {p:.2g}, not below {claim.alpha:g}"
+
+
+def _record(claim: Claim, verdict: str, ours: object, reason: str, stem: str, out: str | Path) -> Verdict:
+    path = ROOT / out / f"{stem}.claims.json"
+    entry: Verdict = {
+        "id": claim.id,
+        "verdict": verdict,
+        "paper": claim.paper,
+        "ours": ours,
+        "rule": claim.rule,
+        "exhibit": claim.exhibit,
+        "reason": reason,
+    }
+    others = [old for old in _read(path) if old["id"] != claim.id] if path.exists() else []
+    entries = sorted([*others, entry], key=lambda one: _natural(one["id"]))
+    write_atomic(path, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+    return entry
+
+
+def _read(path: Path) -> list[Verdict]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if all(isinstance(one["id"], str) and isinstance(one["verdict"], str) for one in entries):
+            return list(entries)
+    except (OSError, ValueError, TypeError, KeyError):
+        pass
+    raise ArtifactError(f"{path} is not a list of verdicts; delete it and run its notebook again")
+
+
+def _natural(id: str) -> list[tuple[int, str]]:
+    # D2 before D10, D10 before D10a
+    return [(int(number or 0), word) for number, word in re.findall(r"(\d+)|(\D+)", id)]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.6g}")
+
+
+def verdicts(directory: str | Path = FIGURES, table: Path | None = None) -> dict[str, Verdict]:
+    """The verdict of every claim of the table, from the claims files of a directory.
+
+    A claim without a file entry is NOT TESTED where that is expected, else MISSING.
+    Raises ArtifactError where an id stands in two files or is not in the table.
+    """
+    claims = load(table)
+    found: dict[str, Verdict] = {}
+    where: dict[str, str] = {}
+    for path in sorted((ROOT / directory).glob("*.claims.json")):
+        for entry in _read(path):
+            id = entry["id"]
+            if id in where:
+                raise ArtifactError(f"claim {id} has a verdict in {where[id]} and in {path.name}; one must go")
+            if id not in claims:
+                raise ArtifactError(f"{path.name} judges {id!r}, which the claims table does not list")
+            found[id], where[id] = entry, path.name
+    for id, claim in claims.items():
+        if id not in found:
+            expected_so = claim.expected == NOT_TESTED
+            found[id] = {
+                "verdict": NOT_TESTED if expected_so else MISSING,
+                "ours": None,
+                "reason": claim.rule if expected_so else f"no verdict in {directory}",
+            }
+    return {id: found[id] for id in claims}
+
+
+def table(directory: str | Path = FIGURES, claims: Path | None = None, width: int = 110) -> str:
+    """The claims table as text: claim, paper, ours, verdict and, where it differs, the expected one."""
+    found, listed = verdicts(directory, claims), load(claims)
+    rows: list[tuple[str, ...]] = [("id", "mark", "claim", "paper", "ours", "verdict")]
+    rows += [_row(claim, found[id]) for id, claim in listed.items()]
+    fixed = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    last = max(len(row[5]) for row in rows)
+    room = max(width - sum(fixed) - last - 10, 40)
+    widths = [*fixed, room * 42 // 100, room * 22 // 100, room - room * 42 // 100 - room * 22 // 100, last]
+    lines = [line for row in rows for line in _wrapped(row, widths)]
+    lines.insert(1, "  ".join("-" * one for one in widths))
+    reasons = dict.fromkeys(one["reason"] for one in found.values() if one["reason"])
+    notes = [f"{', '.join(id for id, one in found.items() if one['reason'] == why)}: {why}" for why in reasons]
+    wrapped = [textwrap.fill(note, width, subsequent_indent="    ") for note in notes]
+    return "\n".join([*lines, "", *wrapped, "", _count(listed, found)])
+
+
+def _row(claim: Claim, verdict: Verdict) -> tuple[str, ...]:
+    ours = verdict["ours"]["text"] if verdict["ours"] else "-"
+    shown = verdict["verdict"] + ("" if verdict["verdict"] == claim.expected else f" (expected {claim.expected})")
+    return claim.id, claim.mark, claim.statement, claim.paper or "-", ours, shown
+
+
+def _wrapped(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
+    columns = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, widths, strict=True)]
+    height = max(map(len, columns))
+    padded = [column + [""] * (height - len(column)) for column in columns]
+    lines = zip(*padded, strict=True)
+    return ["  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+def _count(listed: dict[str, Claim], found: dict[str, Verdict]) -> str:
+    all_of = [one["verdict"] for one in found.values()]
+    parts = [f"{all_of.count(kind)} {kind}" for kind in (PASS, DIFFERS, NOT_TESTED, MISSING) if kind in all_of]
+    off = _unexpected(listed, found)
+    return f"{len(all_of)} claims: {', '.join(parts)}; " + (
+        f"not as expected: {', '.join(off)}" if off else "every verdict is the expected one"
+    )
+
+
+def _unexpected(listed: dict[str, Claim], found: dict[str, Verdict]) -> list[str]:
+    return [id for id, claim in listed.items() if found[id]["verdict"] != claim.expected]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table of a directory; 1 where a verdict is not the expected one or is missing."""
+    options = argparse.ArgumentParser(prog="python -m disco_core.artifact.claims", description=main.__doc__)
+    options.add_argument("directory", nargs="?", default="figures", help="folder of the claims files")
+    directory = options.parse_args(argv).directory
+    try:
+        print(table(directory, width=min(max(shutil.get_terminal_size((110, 24)).columns, 80), 160)))
+        return 1 if _unexpected(load(), verdicts(directory)) else 0
+    except DiscoError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Figures: one style, one colour per policy, and one `save` that writes an exhibit with its provenance.
+
+An exhibit is five files of one stem: .svg .pdf .png, the .csv of its numbers and the .json of where they come
+from. All five are made before the first is put in place; those of a simulated exhibit are the same bytes at
+every run.
+"""
+
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+from disco_core.artifact.files import FIGURES, ROOT, write_atomic
+from disco_core.artifact.provenance import Kind, record
+from disco_core.errors import ArtifactError, InputError
+
+COLUMN_IN, PAGE_IN = 3.33, 7.0  # widths of a column and of a page of a two-column paper, inches
+FORMATS = ("svg", "pdf", "png")
+STYLE = Path(__file__).with_name("disco.mplstyle")
+
+POLICIES = {
+    "server only": "#949494",
+    "device only": "#ca9161",
+    "Stoch": "#de8f05",
+    "Stoch+": "#cc78bc",  # the kinder reading: the cheap end always
+    "DiSCo": "#0173b2",
+}
+_METADATA: dict[str, dict[str, Any]] = {
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None, "ModDate": None},
+    "png": {"Software": None},
+}
+
+
+def use_style() -> None:
+    """Set the house style for everything drawn from here on."""
+    sns.set_theme(context="paper", style="ticks", rc=_style())
+
+
+def colour(policy: str) -> str:
+    """The colour of a policy, the same in every figure; -S and -D variants share their policy's.
+
+    Raises InputError on a policy without one.
+    """
+    found = POLICIES.get(re.sub(r"-[SD](\+?)$", r"\1", policy))
+    if found is None:
+        raise InputError(
+            f"no colour for policy {policy!r}; there are {', '.join(POLICIES)}, with -S or -D or without"
+        )
+    return found
+
+
+def save(
+    fig: Figure,
+    stem: str,
+    numbers: pd.DataFrame,
+    *,
+    caption: str,
+    kind: Kind,
+    source: str,
+    parameters: Mapping[str, Any],
+    out: str | Path = FIGURES,
+    data: Iterable[str | Path] | None = None,
+) -> list[Path]:
+    """Write one exhibit to `out` (relative to the project's root) and return its five paths.
+
+    stem        lower-case, starts with the stem of its notebook: `dispatch`, `dispatch_tail`
+    numbers     what the figure shows, one row a point; floats are written with 6 significant digits
+    kind        "simulated", the same bytes at every run, or "measured", which names the machine and the day
+    source      where the numbers come from, such as "committed tables" or "public series"
+    parameters  of the notebook
+    data        the files behind it, for the digest; by default every committed table
+
+    Raises InputError for a bad stem, kind or empty numbers; ArtifactError, with the earlier files whole,
+    where the exhibit cannot be written.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", stem):
+        raise InputError(f"stem {stem!r} must be lower-case words joined by _, the first its notebook's name")
+    if kind not in ("simulated", "measured"):
+        raise InputError(f"kind {kind!r} must be 'simulated' or 'measured'")
+    if numbers.empty or not caption.strip():
+        raise InputError(f"exhibit {stem} needs a caption and at least one row of numbers")
+    found = record(stem, caption=caption, kind=kind, source=source, parameters=parameters, data=data)
+    files = {f"{stem}.{suffix}": _render(fig, suffix) for suffix in FORMATS}
+    files[f"{stem}.csv"] = numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+    try:
+        files[f"{stem}.json"] = (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
+    except TypeError as error:
+        raise InputError(f"exhibit {stem}: parameters must be plain values: {error}") from None
+    return write_together(ROOT / out, files)
+
+
+def table_figure(table: pd.DataFrame, *, width: float = PAGE_IN, digits: int = 3) -> Figure:
+    """A table drawn as a figure, `width` inches wide; numbers with `digits` significant digits."""
+    if table.empty:
+        raise InputError("a table figure needs at least one row")
+    cells = [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]
+    names = [str(name) for name in table.columns]
+    widths = [max(len(row[k]) for row in [names, *cells]) + 2 for k in range(len(names))]
+    with mpl.rc_context(_style()):
+        fig = Figure(figsize=(width, 0.19 * (len(cells) + 1) + 0.08))
+        fig.set_layout_engine("none")
+        axes = fig.add_axes((0.0, 0.0, 1.0, 1.0))
+        axes.set_axis_off()
+        drawn = axes.table(
+            cells,
+            colLabels=names,
+            colWidths=[w / sum(widths) for w in widths],
+            loc="center",
+            edges="horizontal",
+            bbox=Bbox.from_bounds(0.01, 0.02, 0.98, 0.96),
+        )
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(6.5)
+    for (row, column), cell in drawn.get_celld().items():
+        numeric = pd.api.types.is_numeric_dtype(table.iloc[:, column])
+        cell.set(linewidth=0.6 if row == 0 else 0.2, edgecolor="#404040" if row == 0 else "#d0d0d0")
+        cell.set_text_props(ha="right" if numeric else "left", weight="bold" if row == 0 else "normal")
+    return fig
+
+
+def write_together(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Write several files of a folder: all are on the disk before the first one replaces its earlier self.
+
+    Raises ArtifactError, with the earlier files whole, where the disk is full or the folder is not writable.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as aside:
+            for name, content in files.items():
+                write_atomic(Path(aside) / name, content)
+            for name in files:
+                os.replace(Path(aside) / name, folder / name)
+    except (OSError, ArtifactError) as error:
+        why = error if isinstance(error, OSError) else error.__cause__
+        text = getattr(why, "strerror", None) or str(error)
+        raise ArtifactError(
+            f"cannot write {', '.join(files)} in {folder}: {text}; free space or choose another folder"
+        ) from None
+    return [folder / name for name in files]
+
+
+def _render(fig: Figure, suffix: str) -> bytes:
+    # the style again: its salt and fonts decide the bytes, whatever the caller's settings are
+    fixed = {name: value for name, value in _style().items() if name.split(".")[0] in ("svg", "pdf", "savefig")}
+    target = io.BytesIO()
+    with mpl.rc_context(fixed):
+        fig.savefig(target, format=suffix, metadata=_METADATA[suffix])
+    return target.getvalue()
+
+
+def _style() -> Any:  # matplotlib types the keys one by one
+    return dict(**mpl.rc_params_from_file(STYLE, use_default_template=False))
+
+
+def _cell(value: Any, digits: int) -> str:
+    if value is None or value != value:
+        return "–"
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)

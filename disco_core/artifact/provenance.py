@@ -1,0 +1,148 @@
+"""Where an exhibit comes from: a digest of its sources, data and parameters, and, if measured, the machine.
+
+A simulated exhibit carries no time, commit, machine or path, so that two runs write the same bytes.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from disco_core.artifact.files import DATA, ROOT
+from disco_core.errors import ArtifactError
+
+Kind = Literal["simulated", "measured"]
+_PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "seaborn")
+
+
+def record(
+    stem: str,
+    *,
+    caption: str,
+    kind: Kind,
+    source: str,
+    parameters: Mapping[str, Any],
+    data: Iterable[str | Path] | None = None,
+) -> dict[str, Any]:
+    """The provenance of one exhibit, ready for json; its notebook is the one the stem starts with.
+
+    `data` are the files the numbers come from; by default every committed table.
+    """
+    notebook = ROOT / "notebooks" / f"{stem.split('_')[0]}.ipynb"
+    files = sorted(_tables() if data is None else [ROOT / one for one in data])
+    found = {
+        "stem": stem,
+        "kind": kind,
+        "caption": caption,
+        "source": source,
+        "notebook": notebook.relative_to(ROOT).as_posix() if notebook.exists() else None,
+        "parameters": {name: _plain(value) for name, value in sorted(parameters.items())},
+        "data": sorted(_portable(path) for path in files),
+        "digest": digest(notebook, files),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }
+    if kind == "measured":
+        found |= {"machine": machine(), "date": _date(files if data is not None else [])}
+    return found
+
+
+def digest(notebook: Path, files: Iterable[Path]) -> str:
+    """sha256 over the notebook's code cells, the loaded modules of this package and the data files.
+
+    Raises ArtifactError, naming the file, where one cannot be read.
+    """
+    total = hashlib.sha256()
+    if notebook.exists():
+        _add(total, notebook.name, _code(notebook))
+    for path in sorted({*_modules(), *files}):
+        try:
+            _add(total, _portable(path), path.read_bytes())
+        except OSError as error:
+            raise ArtifactError(f"cannot read {path} for the provenance: {error.strerror}") from None
+    return f"sha256:{total.hexdigest()}"
+
+
+def machine() -> dict[str, Any]:
+    """This machine: CPU model, cores this process may use, memory in GiB, system."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (ValueError, OSError, AttributeError):
+        memory = None
+    return {
+        "cpu": _cpu(),
+        "cores": cores,
+        "memory_gib": None if memory is None else round(memory, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _cpu() -> str:
+    try:
+        if sys.platform == "darwin":
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if named:
+            return named[1]
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _date(files: list[Path]) -> str:
+    # a figure drawn again from an earlier measurement keeps the day of the measurement
+    stamps = [path.stat().st_mtime for path in files]
+    return datetime.fromtimestamp(max(stamps), UTC).date().isoformat() if stamps else _today()
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def _tables() -> list[Path]:
+    return [path for path in DATA.glob("*.csv") if path.name != "claims.csv"]
+
+
+def _modules() -> list[Path]:
+    ours = [module for name, module in sys.modules.items() if name.split(".")[0] == "disco_core"]
+    return [Path(module.__file__).resolve() for module in ours if module.__file__]
+
+
+def _code(notebook: Path) -> bytes:
+    try:
+        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{notebook} is not a readable notebook: {error}") from None
+    return "\n\n".join(sources).encode()
+
+
+def _add(total: "hashlib._Hash", name: str, content: bytes) -> None:
+    total.update(f"{name}\n{len(content)}\n".encode())
+    total.update(content)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path) or (isinstance(value, str) and os.path.isabs(value)):
+        return _portable(Path(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value.item() if hasattr(value, "item") else value
+
+
+def _portable(path: Path) -> str:
+    # a path of this machine says nothing to a reader, and would differ on the next
+    if not path.is_absolute():
+        return path.as_posix()
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name

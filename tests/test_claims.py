@@ -1,0 +1,168 @@
+"""Verdicts: the rule decides from the number, every id stands once, and nothing unfinished passes."""
+
+import json
+import math
+
+import pytest
+
+from disco_core.artifact import claims
+from disco_core.errors import ArtifactError, InputError
+
+HEAD = "id,source,mark,statement,kind,paper,tolerance,rule,expected,exhibit\n"
+ROWS = """\
+B1,paper,P,a band,band,11..52,2,median within,PASS,dispatch
+B2,paper,N,one number,band,23.85,0.1,median within,DIFFERS,dispatch
+L1,paper,P,at least,at least,60,5,median,PASS,dispatch
+M1,paper,P,at most,at most,10,,median,PASS,dispatch
+T1,paper,P,a trend,trend,goes up,0,sign test p < 0.05,PASS,dispatch
+T10,paper,R,cannot be tested,trend,no loss,0,needs three judges and their keys,NOT TESTED,
+"""
+
+
+@pytest.fixture
+def table(tmp_path):
+    path = tmp_path / "claims.csv"
+    path.write_text(HEAD + ROWS)
+    return path
+
+
+@pytest.fixture
+def decide(table, tmp_path):
+    def decide(id, ours, stem="dispatch", **more):
+        return claims.check(id, ours, stem=stem, out=tmp_path / "figures", table=table, **more)
+
+    return decide
+
+
+@pytest.mark.parametrize(
+    ("id", "ours", "verdict"),
+    [
+        ("B1", 9, "PASS"), ("B1", 54, "PASS"), ("B1", 8.99, "DIFFERS"), ("B1", 54.01, "DIFFERS"),
+        ("B1", [0, 30, 400], "PASS"), ("B1", [90, 90, 30], "DIFFERS"), ("B1", -30, "DIFFERS"),
+        ("B2", 23.95, "PASS"), ("B2", 23.75, "PASS"), ("B2", 24, "DIFFERS"),
+        ("L1", 55, "PASS"), ("L1", 1e6, "PASS"), ("L1", 54.9, "DIFFERS"),
+        ("M1", 10, "PASS"), ("M1", -5, "PASS"), ("M1", 10.1, "DIFFERS"),
+        ("T1", [1] * 5, "PASS"), ("T1", [1] * 4, "DIFFERS"), ("T1", [1] * 5 + [0] * 9, "PASS"),
+        ("T1", [-1] * 9, "DIFFERS"), ("T1", [0, 0], "DIFFERS"), ("T1", 3, "DIFFERS"),
+    ],
+)  # fmt: skip
+def test_the_rule_decides(decide, id, ours, verdict):
+    found = decide(id, ours)
+    assert found["verdict"] == verdict
+    assert bool(found["reason"]) == (verdict == "DIFFERS")
+    assert set(found) == {"id", "verdict", "paper", "ours", "rule", "exhibit", "reason"}
+
+
+@pytest.mark.parametrize("ours", [[], math.nan, math.inf, [1, -math.inf], [30, math.nan]])
+@pytest.mark.parametrize("id", ["B1", "T1"])
+def test_no_number_never_passes(decide, tmp_path, id, ours):
+    with pytest.raises(InputError, match=rf"claim {id}: .*(no value|nan|inf).*finite"):
+        decide(id, ours)
+    assert not (tmp_path / "figures").exists()
+
+
+def test_an_unknown_or_untestable_claim_is_refused(decide):
+    with pytest.raises(InputError, match="no claim 'B9'; the table has B1, B2"):
+        decide("B9", 1)
+    with pytest.raises(InputError, match="T10"):
+        decide("T10", [1, 1])
+
+
+def test_a_reason_is_kept_beside_what_the_numbers_say(decide):
+    assert decide("B1", 60, reason="another device")["reason"] == "60 is above 54; another device"
+    assert decide("T1", [1, -1])["reason"].startswith("sign test p = 0.75, not below 0.05")
+
+
+def test_files_are_sorted_replaced_and_the_same_bytes(decide, tmp_path):
+    decide("T1", [1] * 8)
+    decide("B1", 1 / 3)
+    first = decide("B1", [30.00000001, 30])
+    path = tmp_path / "figures" / "dispatch.claims.json"
+    written = path.read_bytes()
+    assert [one["id"] for one in json.loads(written)] == ["B1", "T1"]
+    assert first["ours"] == {"median": 30.0, "text": "median 30 of 2 (30 to 30)"}
+    decide("B1", [30.00000002, 30])
+    assert path.read_bytes() == written
+
+
+def test_the_table_shows_what_is_missing_and_what_is_not_as_expected(decide, table, tmp_path):
+    decide("B1", 30)
+    decide("B2", 40)
+    decide("L1", 1)
+    text = claims.table(tmp_path / "figures", table)
+    lines = {line.split()[0]: line for line in text.splitlines() if line}
+    assert "DIFFERS (expected PASS)" in lines["L1"]
+    assert "DIFFERS (expected" not in lines["B2"]
+    assert "MISSING (expected PASS)" in lines["T1"]
+    assert "NOT TESTED" in lines["T10"]
+    assert "T10: needs three judges and their keys" in text
+    assert text.endswith("6 claims: 1 PASS, 2 DIFFERS, 1 NOT TESTED, 2 MISSING; not as expected: L1, M1, T1")
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_the_command_fails_until_every_verdict_is_the_expected_one(decide, table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claims, "TABLE", table)
+    folder = str(tmp_path / "figures")
+    assert claims.main([folder]) == 1
+    for id, ours in (("B1", 30), ("B2", 40), ("L1", 70), ("M1", 1), ("T1", [1] * 6)):
+        decide(id, ours)
+    assert claims.main([folder]) == 0
+    assert "every verdict is the expected one" in capsys.readouterr().out
+    claims.not_tested("B1", "a key", stem="dispatch", out=folder, table=table)
+    assert claims.main([folder]) == 1
+    with pytest.raises(InputError, match="say what is missing"):
+        claims.not_tested("T10", " ", stem="dispatch", out=folder, table=table)
+
+
+def test_an_id_in_two_files_or_unknown_to_the_table_is_an_error(decide, table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claims, "TABLE", table)
+    decide("B1", 30)
+    decide("B1", 30, stem="traces")
+    with pytest.raises(ArtifactError, match=r"B1 .*dispatch\.claims\.json and in traces\.claims\.json"):
+        claims.table(tmp_path / "figures")
+    assert claims.main([str(tmp_path / "figures")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "figures" / "traces.claims.json").write_text('[{"id": "X", "verdict": "PASS"}]')
+    with pytest.raises(ArtifactError, match=r"traces\.claims\.json judges 'X'"):
+        claims.table(tmp_path / "figures")
+
+
+@pytest.mark.parametrize("content", ["", "{", "3", "[1]", '[{"id": 1}]', '{"id": "B1"}'])
+def test_a_broken_claims_file_is_named(decide, table, tmp_path, content):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "dispatch.claims.json").write_text(content)
+    with pytest.raises(ArtifactError, match=r"dispatch\.claims\.json is not a list of verdicts"):
+        decide("B1", 30)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ("B1,s,P,x,band,11..52,2,r,PASS,e", "listed twice"),
+        ("X,s,P,x,bend,11,2,r,PASS,e", "kind is 'bend', allowed are band, at least"),
+        ("X,s,Q,x,band,11,2,r,PASS,e", "mark is 'Q'"),
+        ("X,s,P,x,band,11,2,r,pass,e", "expected is 'pass'"),
+        ("X,s,P,x,band,eleven,2,r,PASS,e", "paper is 'eleven'"),
+        ("X,s,P,x,band,52..11,2,r,PASS,e", r"paper is '52\.\.11'"),
+        ("X,s,P,x,band,nan,2,r,PASS,e", "paper is 'nan'"),
+        ("X,s,P,x,band,11,-1,r,PASS,e", "tolerance is '-1'"),
+        ("X,s,P,x,band,11,wide,r,PASS,e", "wide"),
+        ("X,s,P,x,trend,up,0,looks right,PASS,e", "sign test p < 0.05"),
+        ("X,s,P,x,band,11", "columns"),
+    ],
+)
+def test_a_bad_row_of_the_table_is_named(tmp_path, row, told):
+    path = tmp_path / "claims.csv"
+    path.write_text(HEAD + ROWS + row + "\n")
+    with pytest.raises(ArtifactError, match=f"line 8.*{told}"):
+        claims.load(path)
+
+
+def test_a_missing_table_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claims, "TABLE", tmp_path / "none.csv")
+    assert claims.main([str(tmp_path)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_committed_table_is_sound():
+    assert claims.load()

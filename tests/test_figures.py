@@ -1,0 +1,212 @@
+"""An exhibit is five whole files or the five earlier ones; a simulated one is the same bytes at every run."""
+
+import json
+import os
+import subprocess
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from disco_core.artifact import figures, gallery, provenance
+from disco_core.artifact.files import ROOT
+from disco_core.errors import ArtifactError, InputError
+
+SUFFIXES = {".svg", ".pdf", ".png", ".csv", ".json"}
+NUMBERS = pd.DataFrame({"budget": [0.1, 0.2], "ttft_s": [1 / 3, np.nan], "n": [1, 2_000_000_000]})
+
+
+def drawn(shift=0.0):
+    fig = Figure(figsize=(figures.COLUMN_IN, 2))
+    axes = fig.subplots()
+    axes.plot([0, 1, 2], np.array([1, 3, 2]) + shift, color=figures.colour("DiSCo-D"), label="α = 0.05")
+    axes.fill_between([0, 1, 2], [0, 1, 1], [2, 3, 3], alpha=0.2, hatch="//")
+    axes.legend()
+    return fig
+
+
+def save(out, fig=None, stem="try_one", kind="simulated", **more):
+    given = {"caption": "A try.", "kind": kind, "source": "committed tables", "parameters": {"b": 0.3}, "out": out}
+    return figures.save(fig or drawn(), stem, NUMBERS, **(given | more))
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_exhibit_is_five_files(tmp_path):
+    paths = save(tmp_path / "figures")
+    assert {path.suffix for path in paths} == SUFFIXES
+    assert all(path.stat().st_size for path in paths)
+    assert {path.name for path in (tmp_path / "figures").iterdir()} == {path.name for path in paths}
+    assert (tmp_path / "figures" / "try_one.csv").read_bytes() == (
+        b"budget,ttft_s,n\n0.1,0.333333,1\n0.2,,2000000000\n"
+    )
+
+
+def test_a_simulated_exhibit_is_the_same_bytes_also_in_another_process_and_under_other_settings(tmp_path):
+    save(tmp_path / "here")
+    with mpl.rc_context({"svg.hashsalt": None, "svg.fonttype": "none", "savefig.dpi": 50}):
+        save(tmp_path / "other")
+    assert contents(tmp_path / "here") == contents(tmp_path / "other")
+    code = f"import sys; sys.path.insert(0, 'tests'); import test_figures as t; t.save({str(tmp_path / 'there')!r})"
+    environment = {
+        "PYTHONHASHSEED": "7",
+        "SOURCE_DATE_EPOCH": "1",
+        "PATH": "",
+        "HOME": str(tmp_path),
+        "MPLBACKEND": "agg",
+    }
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)
+    here, there = contents(tmp_path / "here"), contents(tmp_path / "there")
+    # which modules are loaded is part of the digest, and a test session loads more than a notebook
+    assert {name: one for name, one in here.items() if "json" not in name} == {
+        name: one for name, one in there.items() if "json" not in name
+    }
+
+
+def test_a_simulated_exhibit_tells_no_time_machine_or_path(tmp_path):
+    save(tmp_path, parameters={"out": tmp_path / "x", "measurements": ROOT / "build" / "m.csv", "b": np.float64(0.5)})
+    found = json.loads((tmp_path / "try_one.json").read_text())
+    assert found["parameters"] == {"out": "x", "measurements": "build/m.csv", "b": 0.5}
+    assert found["kind"] == "simulated"
+    assert set(found["packages"]) == {"numpy", "scipy", "pandas", "matplotlib", "seaborn"}
+    assert not {"machine", "date"} & found.keys()
+    assert str(ROOT) not in (tmp_path / "try_one.json").read_text()
+
+
+def test_a_measured_exhibit_names_the_machine_and_the_day(tmp_path):
+    measured = tmp_path / "device.csv"
+    measured.write_text("x\n1\n")
+    os.utime(measured, (0, 86400 * 365))
+    save(tmp_path, kind="measured", data=[measured])
+    found = json.loads((tmp_path / "try_one.json").read_text())
+    assert found["date"] == "1971-01-01"
+    assert found["machine"]["cores"] >= 1
+    assert found["machine"]["cpu"]
+    assert found["data"] == ["device.csv"]
+    with pytest.raises(ArtifactError, match=r"none\.csv"):
+        save(tmp_path, kind="measured", data=[tmp_path / "none.csv"])
+
+
+def test_the_digest_follows_code_and_data_and_nothing_else(tmp_path):
+    data, book = tmp_path / "t.csv", tmp_path / "n.ipynb"
+
+    def digest(value="1", source="x = 1", text="words", outputs=()):
+        data.write_text(value)
+        cells = [
+            {"cell_type": "code", "source": [source], "outputs": list(outputs)},
+            {"cell_type": "markdown", "source": [text]},
+        ]
+        book.write_text(json.dumps({"cells": cells}))
+        return provenance.digest(book, [data])
+
+    first = digest()
+    assert first == digest(text="other words", outputs=[1])
+    assert len({first, digest(value="2"), digest(source="x = 2")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"stem": "Try"}, "stem 'Try'"),
+        ({"stem": "../try"}, "stem"),
+        ({"stem": ""}, "stem"),
+        ({"kind": "guessed"}, "'simulated' or 'measured'"),
+        ({"caption": " "}, "caption"),
+        ({"parameters": {"rng": object()}}, "plain values"),
+    ],
+)
+def test_bad_input_is_named_and_nothing_is_written(tmp_path, more, told):
+    with pytest.raises(InputError, match=told):
+        save(tmp_path / "figures", **more)
+    assert not (tmp_path / "figures").exists()
+
+
+def test_a_full_disk_leaves_the_earlier_exhibit_whole(tmp_path, monkeypatch):
+    save(tmp_path)
+    before = contents(tmp_path)
+    real = figures.write_atomic
+
+    def full(path, content):
+        if path.suffix == ".csv":
+            raise ArtifactError("no") from OSError(28, "No space left on device")
+        return real(path, content)
+
+    monkeypatch.setattr(figures, "write_atomic", full)
+    with pytest.raises(ArtifactError, match=r"cannot write try_one\.svg.*No space left on device; free space"):
+        save(tmp_path, drawn(shift=1.0))
+    assert contents(tmp_path) == before
+
+
+def test_an_interrupt_leaves_the_earlier_exhibit_whole(tmp_path, monkeypatch):
+    save(tmp_path)
+    before = contents(tmp_path)
+
+    def interrupted(path, content):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(figures, "write_atomic", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, drawn(shift=1.0))
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_made_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ArtifactError, match=r"Not a directory|File exists"):
+        save(tmp_path / "file")
+
+
+def test_every_policy_has_one_colour():
+    assert figures.colour("DiSCo-D") == figures.colour("DiSCo-S") == figures.colour("DiSCo")
+    assert figures.colour("Stoch-S+") == figures.colour("Stoch-D+") != figures.colour("Stoch-D")
+    assert len(set(figures.POLICIES.values())) == len(figures.POLICIES)
+    with pytest.raises(InputError, match="no colour for policy 'Disco'"):
+        figures.colour("Disco")
+
+
+def test_a_table_is_drawn_as_it_reads(tmp_path):
+    table = pd.DataFrame({"service": ["gpt", "llama"], "cut": [23.8512, np.nan], "n": [3, 4]})
+    fig = figures.table_figure(table)
+    texts = [cell.get_text().get_text() for cell in fig.axes[0].tables[0].get_celld().values()]
+    assert {"service", "gpt", "23.9", "–", "4"} <= set(texts)
+    assert save(tmp_path, fig, "try_table")
+    with pytest.raises(InputError, match="at least one row"):
+        figures.table_figure(table.iloc[:0])
+
+
+def test_the_style_is_the_sheet_s():
+    with mpl.rc_context():
+        figures.use_style()
+        assert mpl.rcParams["figure.figsize"] == [3.33, 2.3]
+        assert mpl.rcParams["font.size"] == 7
+        assert mpl.rcParams["svg.hashsalt"] == "disco"
+
+
+def test_the_gallery_shows_every_exhibit(tmp_path, capsys):
+    save(tmp_path)
+    save(tmp_path, stem="another", kind="measured")
+    (tmp_path / "another.claims.json").write_text("[]")
+    assert gallery.main([str(tmp_path)]) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert text.index("## another") < text.index("## try_one")
+    assert "![try_one](try_one.svg)" in text
+    assert "Simulated, from committed tables. [svg](try_one.svg)" in text
+    assert "Measured on " in text
+    gallery.gallery(tmp_path)
+    assert (tmp_path / "README.md").read_text() == text
+    (tmp_path / "try_one.pdf").unlink()
+    assert gallery.main([str(tmp_path)]) == 1
+    assert "exhibit try_one has no try_one.pdf" in capsys.readouterr().err
+
+
+def test_a_gallery_of_nothing_or_of_a_broken_file_is_an_error(tmp_path):
+    with pytest.raises(ArtifactError, match=r"no exhibit in .*make reproduce"):
+        gallery.gallery(tmp_path)
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"x\.json is not the provenance"):
+        gallery.gallery(tmp_path)
