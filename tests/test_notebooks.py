@@ -1,0 +1,123 @@
+"""Every notebook, run by Papermill in its quick size, with values of what it made."""
+
+import json
+import os
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from disco_core.artifact import claims
+from disco_core.artifact.files import ROOT
+from disco_core.artifact.measure import device_measurements
+from disco_core.artifact.run import run
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory):
+    """The device model, really run on this machine, once for all notebooks."""
+    path = tmp_path_factory.mktemp("measured") / "device.csv"
+    device_measurements(path, quick=True)
+    return str(path)
+
+
+def verdicts(folder):
+    found = [one for path in folder.glob("*.claims.json") for one in json.loads(path.read_text())]
+    return {one["id"]: one["verdict"] for one in found}
+
+
+def simulated(folder):
+    """Bytes of every exhibit that is to be the same at every run."""
+    kinds = {path.stem: json.loads(path.read_text())["kind"] for path in folder.glob("*[!s].json")}
+    stems = [stem for stem, kind in kinds.items() if kind == "simulated"]
+    return {path.name: path.read_bytes() for stem in stems for path in folder.glob(f"{stem}.*")}
+
+
+@pytest.fixture(scope="session")
+def endpoints(tmp_path_factory, measured):
+    out = tmp_path_factory.mktemp("endpoints")
+    run("endpoints", out, quick=True, out=str(out), measurements=measured)
+    return out
+
+
+def test_endpoints_fits_the_device_that_ran(endpoints):
+    shown = pd.read_csv(endpoints / "endpoints_correlation.csv")
+    device, servers = shown.iloc[0], shown.iloc[1:]
+    assert device.pearson > 0.95
+    assert servers.pearson.abs().max() < 0.3
+    assert len(servers) == 6
+    assert json.loads((endpoints / "endpoints_ttft.json").read_text())["kind"] == "measured"
+    assert verdicts(endpoints) == {"D9": claims.PASS}
+
+
+@pytest.fixture(scope="session")
+def traces(tmp_path_factory):
+    out = tmp_path_factory.mktemp("traces")
+    run("traces", out, quick=True, out=str(out))
+    return out
+
+
+def test_traces_shows_the_published_quantiles(traces):
+    quantiles = pd.read_csv(traces / "traces_quantiles.csv").set_index("service")
+    published = pd.read_csv(ROOT / "data" / "ttft_series.csv").set_index("service")
+    # the tables' P50 and P99 beside the series' own: two paths from the same public files
+    for column, own in {"P50": "p50_s", "P99": "p99_s"}.items():
+        assert np.allclose(quantiles[column][published.index], published[own], rtol=1e-3)
+    scarce = pd.read_csv(traces / "traces_scarce.csv")
+    assert (scarce.iloc[:, 3] < scarce.iloc[:, 4]).all()
+
+
+@pytest.fixture(scope="session")
+def dispatch(tmp_path_factory, measured):
+    out = tmp_path_factory.mktemp("dispatch")
+    run("dispatch", out, quick=True, out=str(out), measurements=measured)
+    return out
+
+
+def test_dispatch_beats_a_coin_within_the_budget(dispatch):
+    tail = pd.read_csv(dispatch / "dispatch_tail.csv")
+    assert len(tail) == 4 * 3 * 2
+    assert (tail.stoch_cut > 0).all()
+    assert set(verdicts(dispatch)) == {"D1", "D2", "D4", "D8"}
+    here = pd.read_csv(dispatch / "dispatch_this_machine.csv")
+    assert set(here.device) == {"this machine"}
+    for path in dispatch.glob("dispatch*.csv"):
+        if path.stem != "dispatch_this_machine":
+            assert "this machine" not in path.read_text()
+
+
+def test_simulated_exhibits_are_the_same_bytes_again(tmp_path, measured):
+    folders = [tmp_path / name for name in ("first", "second")]
+    for out in folders:
+        run("dispatch", out, out=str(out), measurements=measured, requests=200, replicates=2)
+    first, second = map(simulated, folders)
+    assert len(first) == 6 * 5
+    assert first == second
+
+
+@pytest.mark.mirror
+@pytest.mark.skipif("DISCO_TRACE_MIRROR" not in os.environ, reason="DISCO_TRACE_MIRROR names no mirror of the traces")
+def test_the_real_series_say_what_the_tables_say(tmp_path, traces):
+    run("traces", tmp_path, source="public", out=str(tmp_path))
+    public, tables = (pd.read_csv(f / "traces_quantiles.csv", index_col=0) for f in (tmp_path, traces))
+    assert np.allclose(public[["mean", "P50", "P99"]], tables[["mean", "P50", "P99"]], rtol=0.02)
+    assert "public series" in (tmp_path / "traces_quantiles.json").read_text()
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_keep_their_form(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    text = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    assert 6 <= len(code) <= 12
+    assert all(len(cell.source.splitlines()) <= 25 for cell in code)
+    headings = [line[3:] for source in text for line in source.splitlines() if line.startswith("## ")]
+    assert headings == ["Question", "Design", "Expect", "Compute", "Check"]
+    parameters = next(cell.source for cell in code if "parameters" in cell.metadata.get("tags", []))
+    assert all("  # " in line and ": " in line.split("  # ")[1] for line in parameters.splitlines())
