@@ -1,0 +1,144 @@
+# Everything this project does, by name. `make` alone prints the list.
+#
+# Outputs are files, made aside and moved into place, so a run that was interrupted goes on where it stopped and a
+# second one does only what a changed notebook, module or table asks for.
+
+PYTHON ?= python3
+TRACES ?= tables
+ARGS ?=
+QUICK ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PACKAGES := $(VENV)/.packages
+SETUP := $(VENV)/.setup
+
+unexport PYTHONPATH PYTHONHOME
+
+# A run is full or quick, from the committed tables or the public series; only full from tables is committed.
+B := build$(if $(QUICK),/quick)$(if $(filter public,$(TRACES)),/public)
+F := $(if $(filter build,$(B)),figures,$(B)/figures)
+MEASURED := build$(if $(QUICK),/quick)/measured/device.csv
+FETCHED := $(if $(filter public,$(TRACES)),build/traces/.complete)
+
+STEMS := endpoints traces dispatch
+EXECUTED := $(STEMS:%=$(B)/notebooks/%.ipynb)
+CODE := $(filter-out %/measure.py,$(wildcard disco_core/*.py disco_core/artifact/*.py disco_core/artifact/*.mplstyle))
+TABLES := $(wildcard data/*.csv)
+SET := quick=$(if $(QUICK),True,False) source=$(TRACES) out=$(F)
+
+# $(call rendered,stem): what its notebook wrote, so that one removed or written over by hand is made again
+rendered = $(foreach one,$(shell cat $(B)/notebooks/$1.exhibits 2>/dev/null),$(if $(wildcard $(one)),$(one),force))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.SUFFIXES:
+.PHONY: help setup reproduce quick results claims test lint bench data lab lock clean clean-all force
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(SETUP) ## make the environment in .venv (once, 3 or 4 minutes)
+
+reproduce: ## every figure, table and verdict into figures/; TRACES=public: from the public series, into build/public/
+	@$(MAKE) --no-print-directory results
+
+quick: ## the same in small, everything under build/quick/
+	@$(MAKE) --no-print-directory QUICK=1 results
+
+claims: $(SETUP) ## the verdicts in figures/, without computing anything
+	@$(PY) -m disco_core.artifact.claims $(F)
+
+test: $(SETUP) ## the tests; ARGS="-k claims" passes options on
+	$(PY) -m pytest $(ARGS)
+
+lint: $(SETUP) ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(SETUP) ## speed against a plain transcription of the paper's algorithms
+	$(PY) -m pytest tests/bench --override-ini addopts= --benchmark-only $(ARGS)
+
+data: $(SETUP) ## fetch the public traces and write the tables of data/ anew
+	$(PY) -m disco_core.artifact.tables
+
+lab: $(SETUP) ## the notebooks in JupyterLab
+	cd notebooks && ../$(PY) -m jupyterlab $(ARGS)
+
+lock: ## for maintainers: pin the packages of pyproject.toml anew (needs uv)
+	@command -v uv >/dev/null || { echo "make lock: no uv on the PATH; install uv and run make lock again" >&2; exit 1; }
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --upgrade -o requirements.lock
+
+clean: ## remove build/: executed notebooks, measurements, downloads
+	rm -rf build
+
+clean-all: clean ## remove .venv and the tools' caches as well
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+
+# --- the environment ---------------------------------------------------------------------------------------------
+
+fail = { echo "make setup: $1" >&2; exit 1; }
+installed = $(PY) -c 'import importlib.metadata as m, sys; \
+	sys.exit("llama-cpp-python==" + m.version("llama-cpp-python") + " " not in open("requirements.lock").read())'
+
+# Of llama.cpp only the library is used. Left out are its vision part and, by a file that CMake reads as that project
+# starts, the helpers of its command-line tools: half the time of the build.
+LLAMA = -DLLAVA_BUILD=OFF '-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/$(VENV)/llama.cmake'
+
+$(PACKAGES): requirements.lock
+	@$(PY) -c '' 2>/dev/null || command -v "$(PYTHON)" >/dev/null \
+		|| $(call fail,no '$(PYTHON)' on the PATH; install Python 3.11 or newer$(comma) or name one: make PYTHON=/path/to/python3)
+	@$(PY) -c '' 2>/dev/null || "$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| $(call fail,$$("$(PYTHON)" -V 2>&1) is too old; install Python 3.11 or newer$(comma) or name one: make PYTHON=/path/to/python3)
+	@$(PY) -c '' 2>/dev/null || "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null \
+		|| $(call fail,$(PYTHON) has no venv module; install it (Debian and Ubuntu: the package python3-venv))
+	@$(installed) 2>/dev/null \
+		|| { command -v "$${CC:-cc}" && { command -v "$${CXX:-c++}" || command -v g++ || command -v clang++; }; } >/dev/null \
+		|| $(call fail,no C and C++ compiler; install one (Debian and Ubuntu: g++; Fedora: gcc-c++; macOS: xcode-select --install))
+	@$(PY) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@$(installed) 2>/dev/null || echo "Installing the packages of requirements.lock; llama.cpp is built for this machine, which takes 2 or 3 minutes."
+	@echo 'set(LLAMA_BUILD_COMMON OFF)' >$(VENV)/llama.cmake
+	@CMAKE_ARGS="$${CMAKE_ARGS-$(LLAMA)}" $(PY) -m pip --disable-pip-version-check install --no-compile --require-hashes -r requirements.lock \
+		|| $(call fail,pip could not install requirements.lock (see above); with the cause mended$(comma) make setup goes on from here)
+	@touch $@
+
+$(SETUP): $(PACKAGES) pyproject.toml
+	@$(PY) -m pip --disable-pip-version-check install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+comma := ,
+
+# --- measure, compute, judge -------------------------------------------------------------------------------------
+
+results: $(EXECUTED) $(F)/README.md
+	@echo
+	@$(PY) -m disco_core.artifact.claims $(F) \
+		&& echo "The exhibits are in $(F)/ (see $(F)/README.md)." \
+		|| { echo "The exhibits are in $(F)/, but see the last line of the table." >&2; exit 1; }
+
+# Measuring is slow and its result is this machine's: only its own module, or another environment, asks for it again.
+$(MEASURED): disco_core/artifact/measure.py $(PACKAGES) | $(SETUP)
+	@echo "Measuring the device model on this machine"
+	@$(PY) -m disco_core.artifact.measure $(if $(QUICK),--quick) --out $@
+
+build/traces/.complete: disco_core/artifact/registry.txt $(PACKAGES) | $(SETUP)
+	@$(PY) -m disco_core.artifact.traces
+	@touch $@
+
+.SECONDEXPANSION:
+$(B)/notebooks/endpoints.ipynb $(B)/notebooks/dispatch.ipynb: $(MEASURED)
+$(EXECUTED): $(B)/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) $(TABLES) $(FETCHED) $(PACKAGES) $$(call rendered,$$*) | $(SETUP)
+	@echo "Running notebooks/$*.ipynb"
+	@$(PY) -m disco_core.artifact.run $< --out $(@D) \
+		--set $(SET) $(if $(filter $(MEASURED),$^),measurements=$(MEASURED)) >/dev/null
+	@ls -d $(F)/$*.* $(F)/$*_* 2>/dev/null >$(B)/notebooks/$*.exhibits || true
+
+$(F)/README.md: $(EXECUTED)
+	@$(PY) -m disco_core.artifact.gallery $(F)
+
+ifeq ($(filter $(TRACES),tables public),)
+$(error TRACES=$(TRACES) is not known; it is tables (the committed tables) or public (the public series))
+endif
