@@ -3,7 +3,6 @@
 Run by `make bench`, which prints the table of medians; nothing here is part of `make test` but the agreement.
 """
 
-import resource
 import tracemalloc
 
 import numpy as np
@@ -102,4 +101,3 @@ def test_simulate_memory(benchmark, lengths, ttft, ends):
         return bytes_a_request
 
     benchmark.extra_info["bytes_a_request"] = benchmark.pedantic(peak, rounds=1)
-    benchmark.extra_info["max_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
