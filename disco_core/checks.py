@@ -1,5 +1,8 @@
 """What every room asks of its inputs, said once: the message names the bad value and what is allowed."""
 
+from enum import Enum
+from typing import Any, TypeVar
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -7,77 +10,104 @@ from disco_core.errors import InputError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+T = TypeVar("T")
+
+MOST_TOKENS = 2**31 - 1  # so that a sum over any array that fits in memory stays exact
 
 
-def seconds(values: ArrayLike, name: str, *, allow_inf: bool = False) -> Floats:
-    """Non-negative times as a float64 array of at least one element, or InputError."""
-    array = _numbers(values, name)
-    # min and max also find NaN, without a temporary array of the same size
-    low, high = array.min(), array.max()
-    if np.isnan(low) or low < 0 or (np.isinf(high) and not allow_inf):
+def numbers(values: ArrayLike, name: str) -> Floats:
+    """Numbers of any shape, infinite ones included, as float64; InputError for NaN, text, dates or nothing."""
+    try:
+        raw = np.asarray(values)
+        if raw.dtype.kind not in "iufO":
+            raise TypeError(raw.dtype)
+        array = raw.astype(np.float64, copy=False)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} must be numbers, got {values!r:.80}") from error
+    if array.size == 0:
+        raise InputError(f"{name} must not be empty")
+    if np.isnan(array.min()):  # min finds a NaN without an array of the same size
+        raise InputError(f"{name} must be numbers, got nan")
+    return array
+
+
+def seconds(values: ArrayLike, name: str, *, allow_inf: bool = False, unit: str = " seconds") -> Floats:
+    """Numbers of at least 0, finite unless `allow_inf`, of any shape; InputError otherwise."""
+    array = numbers(values, name)
+    if array.min() < 0 or (not allow_inf and np.isinf(array.max())):
         kind = "non-negative" if allow_inf else "finite and non-negative"
-        bad = array[~((array >= 0) & (allow_inf | np.isfinite(array)))]
-        raise InputError(f"{name} must be {kind} seconds, got {bad.flat[0]!s}")
+        bad = array[(array < 0) | (np.isinf(array) & (not allow_inf))]
+        raise InputError(f"{name} must be {kind}{unit}, got {bad[0]}")
     return array
 
 
 def tokens(values: ArrayLike, name: str) -> Ints:
-    """Token counts of at least 1 as a one-dimensional int64 array of at least one element, or InputError."""
-    raw = np.asarray(values)
-    if raw.dtype != np.int64:
-        as_float = _numbers(values, name)
-        bad = as_float[~((as_float >= 1) & (as_float < 2.0**62) & (as_float == np.floor(as_float)))]
-        if bad.size:
-            raise InputError(f"{name} must be whole numbers of at least 1, got {bad.flat[0]!s}")
-        raw = as_float.astype(np.int64)
-    if raw.ndim != 1 or raw.size == 0:
-        raise InputError(f"{name} must be a non-empty one-dimensional array, got shape {raw.shape}")
-    if raw.min() < 1:
-        raise InputError(f"{name} must be whole numbers of at least 1, got {raw.min()}")
-    return raw
+    """Token counts from 1 to 2^31 - 1 as one-dimensional int64; InputError otherwise."""
+    if isinstance(values, np.ndarray) and values.dtype == np.int64:
+        whole: Ints = values
+    else:
+        array = numbers(values, name)
+        fractions = array[array != np.floor(array)]
+        if fractions.size:
+            raise InputError(f"{name} must be whole numbers of at least 1, got {fractions[0]}")
+        whole = np.clip(array, -1, MOST_TOKENS + 1).astype(np.int64)
+    if whole.ndim != 1 or whole.size == 0:
+        raise InputError(f"{name} must be one-dimensional and not empty, got shape {whole.shape}")
+    low, high = whole.min(), whole.max()
+    if low < 1 or high > MOST_TOKENS:
+        bad = np.asarray(values).ravel()[np.argmin(whole) if low < 1 else np.argmax(whole)]
+        raise InputError(f"{name} must be whole numbers from 1 to {MOST_TOKENS}, got {bad}")
+    return whole
 
 
-def fraction(value: float, name: str) -> float:
-    """A number in [0, 1], or InputError."""
-    return between(value, name, 0.0, 1.0)
-
-
-def positive(value: float, name: str) -> float:
-    """A finite number above 0, or InputError."""
-    number = _number(value, name)
-    if not (np.isfinite(number) and number > 0):
-        raise InputError(f"{name} must be finite and above 0, got {value}")
-    return number
-
-
-def non_negative(value: float, name: str) -> float:
-    """A finite number of at least 0, or InputError."""
-    number = _number(value, name)
-    if not (np.isfinite(number) and number >= 0):
-        raise InputError(f"{name} must be finite and at least 0, got {value}")
-    return number
-
-
-def between(value: float, name: str, low: float, high: float) -> float:
-    """A number in [low, high], or InputError."""
-    number = _number(value, name)
-    if not low <= number <= high:
-        raise InputError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
-    return number
-
-
-def _number(value: float, name: str) -> float:
+def number(value: Any, name: str, low: float = 0.0, high: float = np.inf, *, above: bool = False) -> float:
+    """A finite number in [low, high], or in (low, high] with `above`; InputError otherwise."""
     try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must be a number, got {value!r}") from error
+        if isinstance(value, str | bytes | bool | np.bool_):
+            raise TypeError
+        found = float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"{name} must be a number, got {value!r:.80}") from error
+    if not (np.isfinite(found) and low <= found <= high) or (above and found == low):
+        allowed = f"above {low:g}" if above else f"at least {low:g}" if high == np.inf else f"in [{low:g}, {high:g}]"
+        raise InputError(f"{name} must be finite and {allowed}, got {value}")
+    return found
 
 
-def _numbers(values: ArrayLike, name: str) -> Floats:
-    try:
-        array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} must be numbers, got {values!r:.60}") from error
-    if array.size == 0:
-        raise InputError(f"{name} must not be empty")
-    return array
+def fraction(value: Any, name: str) -> float:
+    """A number in [0, 1]; InputError otherwise."""
+    return number(value, name, 0.0, 1.0)
+
+
+def positive(value: Any, name: str) -> float:
+    """A finite number above 0; InputError otherwise."""
+    return number(value, name, above=True)
+
+
+def count(value: Any, name: str) -> int:
+    """A whole number of at least 1; InputError otherwise."""
+    return int(tokens([number(value, name)], name)[0])
+
+
+def kind(value: Any, expected: type[T], name: str) -> T:
+    """A value of the type asked for; InputError otherwise."""
+    if not isinstance(value, expected):
+        allowed = " or ".join(map(str, expected)) if issubclass(expected, Enum) else f"a {expected.__name__}"
+        raise InputError(f"{name} must be {allowed}, got {value!r:.80}")
+    return value
+
+
+def generator(rng: Any) -> np.random.Generator:
+    """A numpy Generator; InputError otherwise, a bare seed included: equal seeds are the caller's choice."""
+    if not isinstance(rng, np.random.Generator):
+        raise InputError(
+            f"rng must be a numpy.random.Generator, such as numpy.random.default_rng(0), got {rng!r:.80}"
+        )
+    return rng
+
+
+def frozen(array: NDArray[Any], *, copy: bool = True) -> Any:
+    """The array read-only: a copy that nobody else can change, or a view where copying would cost too much."""
+    own = array.copy() if copy else array.view()
+    own.setflags(write=False)
+    return own

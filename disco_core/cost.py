@@ -47,7 +47,7 @@ class CostModel:
             price = getattr(self, field.name)
             if price is None:
                 raise InputError(f"{field.name} is missing: a price in $ per token of at least 0 is needed")
-            checks.non_negative(price, field.name)
+            object.__setattr__(self, field.name, checks.number(price, field.name))
 
     @classmethod
     def from_energy(
@@ -59,14 +59,10 @@ class CostModel:
         exchange_rate: float,  # lambda
     ) -> "CostModel":
         """Server prices in $ per token, device energy in J per token, and what a joule is worth in $."""
-        rate = checks.non_negative(exchange_rate, "exchange_rate")
-        prefill = rate * checks.non_negative(device_prefill_j, "device_prefill_j")
-        return cls(
-            server_prefill,
-            server_decode,
-            prefill,
-            rate * checks.non_negative(device_decode_j, "device_decode_j"),
-        )
+        rate = checks.number(exchange_rate, "exchange_rate")
+        prefill = checks.number(device_prefill_j, "device_prefill_j")
+        decode = checks.number(device_decode_j, "device_decode_j")
+        return cls(server_prefill, server_decode, rate * prefill, rate * decode)
 
     @property
     def constraint(self) -> Constraint:
@@ -86,7 +82,7 @@ class CostModel:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ledger:
     """Tokens each end is charged for, losers and cancelled work included; arrays of shape (n,)."""
 

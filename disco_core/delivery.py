@@ -53,7 +53,7 @@ def quality_of_experience(
     released = _generated(released_s)
     step = 1.0 / checks.positive(reading_rate, "reading_rate")
     rank = np.arange(released.size)
-    ideal = checks.non_negative(ttft_expected, "ttft_expected") + rank * step
+    ideal = checks.number(ttft_expected, "ttft_expected") + rank * step
     # token i is begun when it is there and the one before is digested: a running maximum, rid of its slope
     begun = np.maximum(np.maximum.accumulate(released - rank * step) + rank * step, ideal)
     end = begun[-1] + step

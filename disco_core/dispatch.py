@@ -43,7 +43,7 @@ class DispatchPlan:
     def __post_init__(self) -> None:
         lengths = checks.tokens(self.prompt_tokens, "prompt_tokens")
         delays = checks.seconds(self.delays_s, "delays_s", allow_inf=True)
-        chance = np.asarray(self.probability, np.float64)
+        chance = checks.numbers(self.probability, "probability")
         if delays.shape != (len(End), *chance.shape) or chance.shape[:1] != lengths.shape or chance.ndim != 2:
             raise InputError(
                 f"delays_s {delays.shape} must be (ends, lengths, choices), probability {chance.shape} "
@@ -51,12 +51,17 @@ class DispatchPlan:
             )
         if np.any(np.diff(lengths) <= 0):
             raise InputError("prompt_tokens must ascend strictly")
-        if not (chance.min() >= 0 and np.abs(chance.sum(axis=1) - 1.0).max() <= 1e-9):
-            raise InputError("probability must be non-negative and sum to 1 for every length")
+        total = chance.sum(axis=1)
+        if chance.min() < 0 or np.abs(total - 1.0).max() > 1e-9:
+            bad = chance.min() if chance.min() < 0 else total[np.argmax(np.abs(total - 1.0))]
+            raise InputError(f"probability must be non-negative and sum to 1 for every length, got {bad}")
         if np.any(np.isinf(delays.min(axis=0)) & (chance > 0)):
             raise InputError("delays_s starts neither end for some choice: one delay of each pair must be finite")
+        if self.constraint is not None:
+            checks.kind(self.constraint, Constraint, "constraint")
+            object.__setattr__(self, "budget", checks.fraction(self.budget, "budget"))
         for name, value in (("prompt_tokens", lengths), ("delays_s", delays), ("probability", chance)):
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, checks.frozen(value))
 
     def draw(self, prompt_tokens: ArrayLike, rng: np.random.Generator | None = None) -> Floats:
         """Delays for each request, shape (ends, n); unpacks as `server_delay_s, device_delay_s`.
@@ -66,9 +71,7 @@ class DispatchPlan:
         entry = self._entry(checks.tokens(prompt_tokens, "prompt_tokens"))
         choices = self.probability.shape[1]
         if choices > 1:
-            if rng is None:
-                raise InputError(f"plan {self.name!r} is random: pass rng, a numpy.random.Generator")
-            u = rng.random(entry.size)
+            u = checks.generator(rng).random(entry.size)
             chosen = entry * choices
             for bound in self._bounds:
                 chosen += u >= bound[entry]
@@ -78,6 +81,7 @@ class DispatchPlan:
 
     def expected_shares(self, prompt_tokens: ArrayLike, ttft: TTFTDistribution, device: DeviceProfile) -> Floats:
         """Expected share of prompt tokens each end is started for, shape (ends,), on lengths and F given."""
+        checks.kind(ttft, TTFTDistribution, "ttft")
         lengths = LengthDistribution.of(prompt_tokens)
         entry = self._entry(lengths.tokens)
         server, device_delay = self.delays_s[:, entry]
@@ -126,7 +130,7 @@ def plan_stochastic(budget: float, constraint: Constraint, *, both: bool = False
     reading: the other end always, and the scarce end as well with probability b.
     """
     b = checks.fraction(budget, "budget")
-    scarce = _constraint(constraint).end
+    scarce = checks.kind(constraint, Constraint, "constraint").end
     alone = [(0.0, NEVER), (NEVER, 0.0)]
     with_scarce = (0.0, 0.0) if both else alone[scarce]
     letter = constraint.name[0] + ("+" if both else "")
@@ -143,9 +147,11 @@ def plan_device_constrained(
 
     Tail: every length waits `w_tail = F^-1(1 - min(alpha, b))`. Mean: what is left of b goes to the shortest
     prompts first, w(l) = 0; the length at which it runs out mixes two waits so that the device's expected share
-    of prompt tokens is exactly b on the lengths and F given, also where F has atoms.
+    of prompt tokens is exactly b on the lengths and F given, also where F has atoms. (An answer at 0 seconds leaves
+    nothing to race against: with such samples the share is at most `1 - F(0)`.)
     """
     b, alpha = checks.fraction(budget, "budget"), checks.fraction(tail, "tail")
+    checks.kind(ttft, TTFTDistribution, "ttft")
     lengths = LengthDistribution.of(prompt_tokens)
     mass = lengths.tokens * lengths.counts / (lengths.tokens @ lengths.counts)  # l p(l) / E[l]
     # without a budget the device is never asked, also not by a TTFT beyond all that were seen
@@ -158,6 +164,7 @@ def plan_device_constrained(
     waits[:boundary] = 0.0
     early = np.zeros(lengths.tokens.size)  # probability of the first, the shorter, of the two waits
     if boundary < lengths.tokens.size and b > 0:
+        # at the boundary the device starts with the tail's share and all that is left of the budget
         left = rest - (spent[boundary - 1] if boundary else 0.0)
         waits[boundary], early[boundary] = _mix(ttft, tail_share + left / mass[boundary])
     server = np.zeros_like(waits)
@@ -214,9 +221,3 @@ def _anywhere(
     """A plan that treats every length alike: one entry, its choices as (server delay, device delay)."""
     lengths = np.ones(1, np.int64)
     return DispatchPlan(name, lengths, np.array(delays).T[:, None, :], np.array([probability]), constraint, budget)
-
-
-def _constraint(value: Constraint) -> Constraint:
-    if not isinstance(value, Constraint):
-        raise InputError(f"constraint must be Constraint.DEVICE or Constraint.SERVER, got {value!r}")
-    return value

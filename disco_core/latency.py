@@ -4,7 +4,7 @@ DiSCo rests on this difference: the server's TTFT swings with load and hardly de
 device's is steady and grows linearly with the prompt, `T_d(l) = l / prefill_rate + startup`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -30,9 +30,8 @@ class TTFTDistribution:
     cumulative: Floats  # F at and below each atom, shape (atoms,), ends in 1
 
     def __init__(self, samples_s: ArrayLike) -> None:
-        self.values_s = np.sort(checks.seconds(samples_s, "samples_s"), axis=None)
-        self.cumulative = np.arange(1, self.values_s.size + 1) / self.values_s.size
-        self._equal_weights = True
+        values_s = np.sort(checks.seconds(samples_s, "samples_s"), axis=None)
+        self._set(values_s, np.arange(1, values_s.size + 1) / values_s.size, equal_weights=True)
 
     @classmethod
     def from_quantiles(cls, levels: ArrayLike, values_s: ArrayLike) -> "TTFTDistribution":
@@ -41,38 +40,49 @@ class TTFTDistribution:
         Each value weighs the gap to the level before it, so `quantile(levels[i]) == values_s[i]`. Levels ascend
         strictly within [0, 1] and end at 1; values do not descend; both have shape (n,).
         """
-        level, value = np.asarray(levels, np.float64), checks.seconds(values_s, "values_s")
+        level, value = checks.numbers(levels, "levels"), checks.seconds(values_s, "values_s")
         if level.shape != value.shape or level.ndim != 1:
             raise InputError(f"levels {level.shape} and values_s {value.shape} must be one-dimensional and match")
-        if not (level[0] >= 0 and level[-1] == 1 and np.all(np.diff(level) > 0)):
-            raise InputError(f"levels must ascend strictly within [0, 1] and end at 1, got {levels!r:.60}")
-        if np.any(np.diff(value) < 0):
-            raise InputError("values_s must not descend: they are the quantiles of ascending levels")
-        return cls._of(value, level)
+        if level[0] < 0 or level[-1] != 1:
+            raise InputError(f"levels must start at 0 or above and end at 1, got {level[0]} ... {level[-1]}")
+        for name, array, falls in (("levels", level, np.diff(level) <= 0), ("values_s", value, np.diff(value) < 0)):
+            if falls.any():
+                at = int(np.argmax(falls))
+                raise InputError(f"{name} must ascend, got {array[at]} and then {array[at + 1]} at {at + 1}")
+        return cls._of(value.copy(), level.copy())
 
     @classmethod
     def mixture(cls, parts: "list[TTFTDistribution]", weights: ArrayLike) -> "TTFTDistribution":
         """A pool: a draw comes from `parts[i]` with probability proportional to `weights[i]`, shape (parts,)."""
-        share = checks.seconds(weights, "weights")
-        if share.shape != (len(parts),) or share.sum() == 0:
-            raise InputError(f"weights must be {len(parts)} numbers, not all 0, got {weights!r:.60}")
+        pool = [checks.kind(part, TTFTDistribution, "parts") for part in parts]
+        share = checks.seconds(weights, "weights", unit="")
+        if share.shape != (len(pool),) or share.sum() == 0:
+            raise InputError(f"weights must be {len(pool)} numbers, not all 0, got {weights!r:.80}")
         share = share / share.sum()
-        atoms = np.concatenate([part.values_s for part in parts])
-        mass = np.concatenate([s * np.diff(p.cumulative, prepend=0.0) for s, p in zip(share, parts, strict=True)])
+        atoms = np.concatenate([part.values_s for part in pool])
+        mass = np.concatenate([s * np.diff(p.cumulative, prepend=0.0) for s, p in zip(share, pool, strict=True)])
         order = np.argsort(atoms, kind="stable")
-        cumulative = np.cumsum(mass[order])
-        return cls._of(atoms[order], cumulative / cumulative[-1])
+        # a sum of rounded masses can fall short of the level it stands for, and F^-1 would skip an atom
+        cumulative = np.minimum(np.cumsum(mass[order]) + 1e-13, 1.0)
+        cumulative[-1] = 1.0
+        return cls._of(atoms[order], cumulative)
 
     @classmethod
     def _of(cls, values_s: Floats, cumulative: Floats) -> "TTFTDistribution":
         new = cls.__new__(cls)
-        new.values_s, new.cumulative, new._equal_weights = values_s, cumulative, False
+        new._set(values_s, cumulative, equal_weights=False)
         return new
+
+    def _set(self, values_s: Floats, cumulative: Floats, *, equal_weights: bool) -> None:
+        self.values_s = checks.frozen(values_s, copy=False)
+        self.cumulative = checks.frozen(cumulative, copy=False)
+        self._equal_weights = equal_weights
 
     def cdf(self, t: ArrayLike) -> Floats:
         """`F(t) = P(TTFT <= t)`, same shape as t."""
-        below = np.searchsorted(self.values_s, t, side="right")
-        return np.where(below > 0, self.cumulative[below - 1], 0.0)
+        below = np.searchsorted(self.values_s, checks.numbers(t, "t"), side="right")
+        found: Floats = np.where(below > 0, self.cumulative[below - 1], 0.0)[()]
+        return found
 
     def sf(self, t: ArrayLike) -> Floats:
         """`1 - F(t) = P(TTFT > t)`: how often an end that waits t is started at all."""
@@ -80,14 +90,14 @@ class TTFTDistribution:
 
     def quantile(self, q: ArrayLike) -> Floats:
         """`F^-1(q)`, the smallest atom x with `F(x) >= q`; q in [0, 1], any shape."""
-        level = np.asarray(q, np.float64)
-        if not np.all((level >= 0) & (level <= 1)):
-            raise InputError(f"q must lie in [0, 1], got {q!r:.60}")
+        level = checks.seconds(q, "q", unit="")
+        if level.max() > 1:
+            raise InputError(f"q must lie in [0, 1], got {level.max()}")
         return self.values_s[np.searchsorted(self.cumulative, level, side="left")]
 
     def mean_min(self, x: ArrayLike) -> Floats:
         """`E[min(TTFT, x)]` in seconds: the mean TTFT when another end answers at x, which may be inf."""
-        bound = np.asarray(x, np.float64)
+        bound = checks.numbers(x, "x")
         beyond = self.sf(bound)
         capped = np.where(beyond > 0, bound, 0.0)  # not inf * 0 where no TTFT is longer
         mean: Floats = self._partial_mean[np.searchsorted(self.values_s, bound, side="right")] + capped * beyond
@@ -100,7 +110,7 @@ class TTFTDistribution:
 
     def sample(self, n: int, rng: np.random.Generator) -> Floats:
         """n independent draws `F^-1(u)`, shape (n,): generators of equal seed meet equal u under every F."""
-        u = rng.random(n)
+        u = checks.generator(rng).random(checks.count(n, "n"))
         if self._equal_weights:
             return self.values_s[(u * self.values_s.size).astype(np.int64)]
         return self.values_s[np.searchsorted(self.cumulative, u, side="right")]
@@ -123,9 +133,8 @@ class ServerProfile:
     decode_rate: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ttft, TTFTDistribution):
-            raise InputError(f"ttft must be a TTFTDistribution, got {type(self.ttft).__name__}")
-        checks.positive(self.decode_rate, "decode_rate")
+        checks.kind(self.ttft, TTFTDistribution, "ttft")
+        object.__setattr__(self, "decode_rate", checks.positive(self.decode_rate, "decode_rate"))
 
 
 @dataclass(frozen=True)
@@ -141,16 +150,16 @@ class DeviceProfile:
     prefill_rate: float
     decode_rate: float
     startup: float = 0.0
-    r_squared: float = float("nan")
+    r_squared: float = field(default=float("nan"), compare=False)
 
     def __post_init__(self) -> None:
-        checks.positive(self.prefill_rate, "prefill_rate")
-        checks.positive(self.decode_rate, "decode_rate")
-        checks.non_negative(self.startup, "startup")
+        for name in ("prefill_rate", "decode_rate"):
+            object.__setattr__(self, name, checks.positive(getattr(self, name), name))
+        object.__setattr__(self, "startup", checks.number(self.startup, "startup"))
 
     def ttft(self, prompt_tokens: ArrayLike) -> Floats:
         """`T_d(l) = l / prefill_rate + startup` in seconds, same shape as the lengths."""
-        return np.asarray(prompt_tokens, np.float64) / self.prefill_rate + self.startup
+        return checks.seconds(prompt_tokens, "prompt_tokens", unit=" tokens") / self.prefill_rate + self.startup
 
     @classmethod
     def fit(cls, prompt_tokens: ArrayLike, ttft_s: ArrayLike, decode_rate: float) -> "DeviceProfile":
@@ -170,9 +179,5 @@ class DeviceProfile:
             raise InputError(f"ttft_s must grow with prompt length, got a slope of {slope:.3g} s per token")
         residual = time - (slope * length + startup)
         spread = time - time.mean()
-        return cls(
-            float(1.0 / slope),
-            float(decode_rate),
-            float(startup),
-            float(1.0 - (residual @ residual) / (spread @ spread)),
-        )
+        r_squared = 1.0 - (residual @ residual) / (spread @ spread)
+        return cls(1.0 / slope, decode_rate, float(startup), float(r_squared))

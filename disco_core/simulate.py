@@ -88,18 +88,21 @@ def simulate(
     delays_s   replaces the second: shape (ends, n), inf for never
     InputError if a shape is off, a time is negative or NaN, or a draw is needed and rng is missing.
     """
+    kinds: list[tuple[object, type, str]] = [(load, Workload, "load"), (plan, DispatchPlan, "plan")]
+    kinds += [(server, ServerProfile, "server"), (device, DeviceProfile, "device")]
+    for value, expected, name in kinds + ([] if cost is None else [(cost, CostModel, "cost")]):
+        checks.kind(value, expected, name)
     n = len(load)
     server_ttft, device_ttft = _ttft(load, server, device, rng, ttft_s)
     if delays_s is None:
         server_delay, device_delay = plan.draw(load.prompt_tokens, rng)
     else:
-        server_delay, device_delay = _given(delays_s, "delays_s", n)
-        if np.any(np.isinf(server_delay) & np.isinf(device_delay)):
-            raise InputError("delays_s starts neither end for some request: one of its two delays must be finite")
+        server_delay, device_delay = _given_delays(delays_s, n)
     server_first = server_delay + server_ttft
     device_first = device_delay + device_ttft
-    server_started = server_delay < device_first
     device_started = device_delay < server_first
+    # the second half: two ends that would answer at the very moment they start; the tie is the server's
+    server_started = (server_delay < device_first) | ~device_started
     won_by_device = (device_first < server_first) | ~server_started
     ledger = Ledger(
         load.prompt_tokens * server_started,
@@ -131,17 +134,18 @@ def _ttft(
         if rng is None:
             raise InputError("simulate draws the server's TTFT: pass rng, or ttft_s in its place")
         return server.ttft.sample(n, rng), device.ttft(load.prompt_tokens)
-    if np.ndim(given) == 2:
-        both = _given(given, "ttft_s", n)
-        return both[End.SERVER], both[End.DEVICE]
     times = checks.seconds(given, "ttft_s")
-    if times.shape != (n,):
-        raise InputError(f"ttft_s must have shape ({n},) or ({len(End)}, {n}), got {times.shape}")
-    return times, device.ttft(load.prompt_tokens)
+    if times.shape == (n,):
+        return times, device.ttft(load.prompt_tokens)
+    if times.shape == (len(End), n):
+        return times[End.SERVER], times[End.DEVICE]
+    raise InputError(f"ttft_s must have shape ({n},) or ({len(End)}, {n}), got {times.shape}")
 
 
-def _given(values: ArrayLike, name: str, n: int) -> Floats:
-    array = checks.seconds(values, name, allow_inf=name == "delays_s")
-    if array.shape != (len(End), n):
-        raise InputError(f"{name} must have shape ({len(End)}, {n}), got {array.shape}")
-    return array
+def _given_delays(values: ArrayLike, n: int) -> Floats:
+    delays = checks.seconds(values, "delays_s", allow_inf=True)
+    if delays.shape != (len(End), n):
+        raise InputError(f"delays_s must have shape ({len(End)}, {n}), got {delays.shape}")
+    if np.isinf(delays.min(axis=0)).any():
+        raise InputError("delays_s starts neither end for some request: one of its two delays must be finite")
+    return delays

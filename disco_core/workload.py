@@ -10,7 +10,7 @@ from disco_core.checks import Floats, Ints
 from disco_core.errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LengthDistribution:
     """How often each length occurs: `tokens` ascending, `counts` positive, both of shape (lengths,)."""
 
@@ -19,17 +19,21 @@ class LengthDistribution:
 
     def __init__(self, tokens: ArrayLike, counts: ArrayLike) -> None:
         length, count = checks.tokens(tokens, "tokens"), checks.tokens(counts, "counts")
-        if length.shape != count.shape or np.any(np.diff(length) <= 0):
-            raise InputError("tokens must ascend strictly, with one count each")
-        object.__setattr__(self, "tokens", length)
-        object.__setattr__(self, "counts", count)
+        if length.shape != count.shape:
+            raise InputError(f"tokens and counts must be one of each, got {length.size} and {count.size}")
+        falls = np.diff(length) <= 0
+        if falls.any():
+            at = int(np.argmax(falls))
+            raise InputError(f"tokens must ascend strictly, got {length[at]} and then {length[at + 1]}")
+        object.__setattr__(self, "tokens", checks.frozen(length))
+        object.__setattr__(self, "counts", checks.frozen(count))
 
     @classmethod
-    def of(cls, lengths: "ArrayLike | LengthDistribution") -> "LengthDistribution":
+    def of(cls, lengths: "ArrayLike | LengthDistribution", name: str = "prompt_tokens") -> "LengthDistribution":
         """The histogram of observed lengths, shape (n,); a histogram is returned as it is."""
         if isinstance(lengths, LengthDistribution):
             return lengths
-        observed = checks.tokens(lengths, "prompt_tokens")
+        observed = checks.tokens(lengths, name)
         if observed.max() <= 4 * observed.size + 65_536:
             counts = np.bincount(observed)  # a sort is ten times slower, but needs no memory for the gaps
             present = np.flatnonzero(counts)
@@ -39,8 +43,8 @@ class LengthDistribution:
     @classmethod
     def _of(cls, tokens: Ints, counts: Ints) -> "LengthDistribution":
         new = object.__new__(cls)
-        object.__setattr__(new, "tokens", tokens)
-        object.__setattr__(new, "counts", counts)
+        object.__setattr__(new, "tokens", checks.frozen(tokens, copy=False))
+        object.__setattr__(new, "counts", checks.frozen(counts, copy=False))
         return new
 
     @property
@@ -50,21 +54,25 @@ class LengthDistribution:
 
     def sample(self, n: int, rng: np.random.Generator) -> Ints:
         """n independent lengths, shape (n,)."""
-        return rng.choice(self.tokens, size=n, p=self.counts / self.counts.sum())
+        size = checks.count(n, "n")
+        return checks.generator(rng).choice(self.tokens, size=size, p=self.counts / self.counts.sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Workload:
-    """Requests: arrival in seconds, prompt and output length in tokens (at least 1), each of shape (n,)."""
+    """Requests: arrival in seconds, prompt and output length in tokens (at least 1), each of shape (n,).
+
+    Arrivals may come in any order. Arrays are not copied, so do not change yours afterwards.
+    """
 
     arrival_s: Floats
     prompt_tokens: Ints
     output_tokens: Ints
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arrival_s", checks.seconds(self.arrival_s, "arrival_s"))
+        object.__setattr__(self, "arrival_s", checks.frozen(checks.seconds(self.arrival_s, "arrival_s"), copy=False))
         for name in ("prompt_tokens", "output_tokens"):
-            object.__setattr__(self, name, checks.tokens(getattr(self, name), name))
+            object.__setattr__(self, name, checks.frozen(checks.tokens(getattr(self, name), name), copy=False))
         if not self.arrival_s.shape == self.prompt_tokens.shape == self.output_tokens.shape:
             raise InputError(
                 "arrival_s, prompt_tokens and output_tokens must have one entry per request, got "
@@ -84,6 +92,8 @@ class Workload:
         rate: float = 1.0,
     ) -> "Workload":
         """n requests of independent lengths, arriving as a Poisson process of `rate` requests per second."""
-        checks.positive(n, "n")
-        arrival_s = np.cumsum(rng.exponential(1.0 / checks.positive(rate, "rate"), n))
+        for name, lengths in (("prompt", prompt), ("output", output)):
+            checks.kind(lengths, LengthDistribution, name)
+        gaps = checks.generator(rng).exponential(1.0 / checks.positive(rate, "rate"), checks.count(n, "n"))
+        arrival_s = np.cumsum(gaps)
         return cls(arrival_s, prompt.sample(n, rng), output.sample(n, rng))

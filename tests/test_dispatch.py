@@ -11,8 +11,6 @@ from strategies import BUDGETS, budgets, devices, distributions, lengths, plans,
 
 import disco_core as dc
 
-DEVICE = dc.DeviceProfile(prefill_rate=30.0, decode_rate=14.0)
-
 
 def start_probability(plan: dc.DispatchPlan, length: int, ttft: dc.TTFTDistribution) -> float:
     """P(device starts | length) of a plan whose server starts at once, straight from its entries."""
@@ -40,6 +38,7 @@ def search_device_constrained(
 @given(lengths, times_s, st.integers(0, 40), st.integers(0, 20))
 def test_disco_d_is_the_split_that_spends_the_budget(seen, samples, b40, alpha40):
     b, alpha = Fraction(b40, 40), Fraction(alpha40, 40)
+    samples = [s + 0.001 for s in samples]  # an answer at 0 s leaves nothing to spend a budget on
     ttft = dc.TTFTDistribution(samples)
     plan = dc.plan_device_constrained(seen, ttft, float(b), tail=float(alpha))
     expected = search_device_constrained(seen, samples, b, alpha)
@@ -53,7 +52,7 @@ def test_disco_d_spends_exactly_the_budget(seen, ttft, device):
     for b in BUDGETS:
         plan = dc.plan_device_constrained(seen, ttft, b)
         server, share = plan.expected_shares(seen, ttft, device)
-        assert share == pytest.approx(b, abs=1e-9)
+        assert share == pytest.approx(min(b, float(ttft.sf(0.0))), abs=1e-9)
         assert server == 1.0
 
 
@@ -109,6 +108,40 @@ def test_stochastic_spends_the_budget_at_random(constraint, both):
     assert started[1 - scarce] == pytest.approx(1.0 if both else 0.7, abs=0.005)
 
 
+def test_plans_say_what_they_are():
+    ttft, budget = dc.TTFTDistribution([0.1, 0.2, 0.9]), 0.25
+    plans = {
+        "DiSCo-D": dc.plan_device_constrained([5, 6], ttft, budget),
+        "DiSCo-S": dc.plan_server_constrained([5, 6], budget),
+        "Stoch-D": dc.plan_stochastic(budget, dc.Constraint.DEVICE),
+        "Stoch-S": dc.plan_stochastic(budget, dc.Constraint.SERVER),
+        "Stoch-D+": dc.plan_stochastic(budget, dc.Constraint.DEVICE, both=True),
+        "Stoch-S+": dc.plan_stochastic(budget, dc.Constraint.SERVER, both=True),
+    }
+    for name, plan in plans.items():
+        constraint = dc.Constraint.DEVICE if "-D" in name else dc.Constraint.SERVER
+        assert (plan.name, plan.constraint, plan.budget) == (name, constraint, budget)
+    for name, plan in {"server only": dc.plan_server_only(), "device only": dc.plan_device_only()}.items():
+        assert (plan.name, plan.constraint) == (name, None)
+
+
+def test_the_tail_is_five_percent_unless_said_otherwise():
+    ttft = dc.TTFTDistribution(np.arange(1, 101) / 100)
+    default, said = (dc.plan_device_constrained([5, 60, 70], ttft, 0.3, **tail) for tail in ({}, {"tail": 0.05}))
+    assert np.array_equal(default.delays_s, said.delays_s)
+    assert default.delays_s[dc.End.DEVICE, -1].tolist() == [0.95, 0.95]
+    assert dc.plan_device_constrained([5, 60, 70], ttft, 0.3, tail=0.2).delays_s[dc.End.DEVICE, -1, 0] == 0.8
+
+
+def test_a_plan_is_its_own():
+    delays, chance = np.zeros((2, 1, 1)), np.ones((1, 1))
+    plan = dc.DispatchPlan("both", [1], delays, chance)
+    delays[:] = np.inf
+    assert np.all(plan.draw([5]) == 0)
+    with pytest.raises(ValueError, match="read-only"):
+        plan.delays_s[0] = 1.0
+
+
 def test_unseen_lengths_take_the_next_longer_entry():
     plan = dc.plan_server_constrained([10, 10, 20, 40], 0.5)  # l_th = 20
     server_delay, _ = plan.draw(np.array([1, 10, 11, 20, 21, 40, 4000]))
@@ -130,7 +163,7 @@ def test_without_a_budget_the_device_is_never_asked():
     assert np.all(np.isinf(wait))
 
 
-@pytest.mark.parametrize("budget", [-0.1, 1.1, float("nan"), None, "half"])
+@pytest.mark.parametrize("budget", [-0.1, 1.1, float("nan"), None, "half", "0.5", True])
 def test_budget_outside_zero_to_one_is_named(budget):
     ttft = dc.TTFTDistribution([0.1])
     for make in (
@@ -143,7 +176,9 @@ def test_budget_outside_zero_to_one_is_named(budget):
             make()
 
 
-@pytest.mark.parametrize("bad", [[], [0], [-3], [float("nan")], [float("inf")], [2.5], [[1, 2]], ["long"]])
+@pytest.mark.parametrize(
+    "bad", [[], [0], [-3], [float("nan")], [float("inf")], [2.5], [[1, 2]], [[1, 2], [3]], ["long"], [2**40], None]
+)
 def test_bad_lengths_are_named(bad):
     with pytest.raises(dc.InputError, match="prompt_tokens"):
         dc.plan_server_constrained(bad, 0.5)
@@ -162,5 +197,19 @@ def test_a_plan_that_starts_nobody_is_refused():
     never = np.full((2, 1, 1), np.inf)
     with pytest.raises(dc.InputError, match="neither end"):
         dc.DispatchPlan("none", np.array([1]), never, np.ones((1, 1)))
-    with pytest.raises(dc.InputError, match="sum to 1"):
-        dc.DispatchPlan("half", np.array([1]), np.zeros((2, 1, 1)), np.full((1, 1), 0.5))
+    for match, known, delays, chance in [
+        ("0.5", [1], np.zeros((2, 1, 1)), [[0.5]]),
+        ("-0.5", [1], np.zeros((2, 1, 2)), [[1.5, -0.5]]),
+        ("ascend", [2, 1], np.zeros((2, 2, 1)), [[1.0], [1.0]]),
+        ("lengths, choices", [1], np.zeros((2, 2, 1)), [[1.0]]),
+        ("-1.0", [1], [[[-1.0]], [[0.0]]], [[1.0]]),
+    ]:
+        with pytest.raises(dc.InputError, match=match):
+            dc.DispatchPlan("bad", known, delays, chance)
+    one = ([1], np.zeros((2, 1, 1)), [[1.0]])
+    with pytest.raises(dc.InputError, match="Constraint"):
+        dc.DispatchPlan("bad", *one, "device", 0.5)
+    with pytest.raises(dc.InputError, match="7"):
+        dc.DispatchPlan("bad", *one, dc.Constraint.DEVICE, 7)
+    idle = [[[0.0, np.inf]], [[0.0, np.inf]]]
+    assert dc.DispatchPlan("never taken", [1], idle, [[1.0, 0.0]]).draw([3, 4], np.random.default_rng(0)).max() == 0

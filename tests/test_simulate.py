@@ -113,6 +113,44 @@ def test_summary_names_what_it_says():
     assert result.winner.tolist() == [dc.End.DEVICE] * 4  # at 4 tokens 0.4 s beats the server's 0.5 s
 
 
+def test_summary_quantiles_are_samples():
+    load = dc.Workload(np.zeros(100), np.ones(100), np.ones(100))
+    server, device = dc.ServerProfile(dc.TTFTDistribution([0.5]), 50.0), dc.DeviceProfile(10.0, 10.0)
+    summary = dc.simulate(load, dc.plan_server_only(), server, device, ttft_s=np.arange(100, 0, -1)).summary()
+    found = [summary[name] for name in ("mean_ttft_s", "p50_ttft_s", "p95_ttft_s", "p99_ttft_s")]
+    assert found == [50.5, 50, 95, 99]
+
+
+def test_the_budget_used_is_the_scarce_ends_share():
+    load = dc.Workload(np.zeros(3), [10, 20, 30], [1, 1, 1])
+    ttft = dc.TTFTDistribution([0.5])
+    server, device = dc.ServerProfile(ttft, 50.0), dc.DeviceProfile(1000.0, 10.0, startup=0.1)
+    plan = dc.plan_device_constrained([10, 20, 30], ttft, 0.5)
+    result = dc.simulate(load, plan, server, device, ttft_s=[0.5] * 3, delays_s=[[0] * 3, [0, 0, np.inf]])
+    assert result.budget_used == result.device_share == 0.5
+    assert result.server_share == 1.0
+    assert result.ttft_s == pytest.approx([0.11, 0.12, 0.5])
+    alone = dc.simulate(load, plan, server, device, ttft_s=[0.5] * 3, delays_s=[[np.inf] * 3, [0] * 3])
+    assert alone.server_share == 0.0
+
+
+def test_a_free_end_is_free():
+    load = dc.Workload([0.0], [5], [7])
+    server, device = dc.ServerProfile(dc.TTFTDistribution([0.5]), 50.0), dc.DeviceProfile(1.0, 10.0)
+    prices = dc.CostModel(0, 0.5e-6, 0, 0)
+    assert dc.simulate(load, dc.plan_server_only(), server, device, prices, ttft_s=[0.5]).cost == pytest.approx(
+        3.5e-6
+    )
+
+
+def test_answers_at_the_moment_of_the_start_are_the_servers():
+    load = dc.Workload([0.0], [5], [7])
+    server, device = dc.ServerProfile(dc.TTFTDistribution([0.5]), 50.0), dc.DeviceProfile(1.0, 10.0)
+    zero = [[0.0], [0.0]]
+    result = dc.simulate(load, dc.plan_server_only(), server, device, ttft_s=zero, delays_s=zero)
+    assert (result.winner[0], result.server_started[0], result.device_started[0]) == (dc.End.SERVER, True, False)
+
+
 def test_a_tie_goes_to_the_server_and_a_late_device_is_not_started():
     load = dc.Workload([0.0, 0.0], [5, 5], [1, 1])
     server, device = dc.ServerProfile(dc.TTFTDistribution([0.5]), 50.0), dc.DeviceProfile(10.0, 10.0)
@@ -126,7 +164,18 @@ def test_bad_replacements_are_named():
     load = dc.Workload([0.0], [5], [1])
     server, device = dc.ServerProfile(dc.TTFTDistribution([0.5]), 50.0), dc.DeviceProfile(10.0, 10.0)
     plan = dc.plan_server_only()
+    for arguments in [
+        ([5], plan, server, device),
+        (load, None, server, device),
+        (load, plan, server.ttft, device),
+        (load, plan, server, server),
+        (load, plan, server, device, (1, 1, 1, 1)),
+    ]:
+        with pytest.raises(dc.InputError, match="must be a"):
+            dc.simulate(*arguments, rng=np.random.default_rng(0))
     for match, given_ in [
+        ("Generator", {"rng": 0}),
+        ("numbers", {"ttft_s": [[1, 2], [3]]}),
         ("rng", {}),
         (r"\(1,\)", {"ttft_s": [0.1, 0.2]}),
         ("nan", {"ttft_s": [float("nan")]}),

@@ -68,6 +68,7 @@ def _whole(path: Path, sha256: str) -> bool:
 
 
 def _download(store: Any, names: list[str], base: str) -> None:
+    import pooch
     from tqdm import tqdm
 
     try:
@@ -79,7 +80,9 @@ def _download(store: Any, names: list[str], base: str) -> None:
         ThreadPoolExecutor(CONNECTIONS) as pool,
         tqdm(total=len(names), desc="public traces", unit="file", disable=None) as bar,
     ):
-        jobs = {pool.submit(store.fetch, name): name for name in names}
+        # files are small: read at once, so that no connection of a failed try stays open
+        get = pooch.HTTPDownloader(stream=False)
+        jobs = {pool.submit(store.fetch, name, downloader=get): name for name in names}
         try:
             for job in as_completed(jobs):
                 job.result()

@@ -11,6 +11,20 @@ import transcription as plain
 
 import disco_core as dc
 
+
+def test_the_transcription_says_the_same(samples, lengths):
+    """Its waits are among the plan's two for each length, its threshold is where the plan starts the server."""
+    ttft, f = dc.TTFTDistribution(samples[:500]), plain.make_f(samples[:500].tolist())
+    for k, b in enumerate((0.02, 0.1, 0.3, 0.6, 0.9)):
+        seen = lengths[50 * k : 50 * (k + 1)]
+        plan = dc.plan_device_constrained(seen, ttft, b)
+        waits = plain.device_constrained(seen.tolist(), f, b)
+        for length, pair in zip(plan.prompt_tokens, plan.delays_s[dc.End.DEVICE], strict=True):
+            assert waits[length] in pair
+        server_delay, _ = dc.plan_server_constrained(seen, b).draw(seen)
+        assert np.array_equal(np.isinf(server_delay), seen <= plain.server_constrained(seen.tolist(), b))
+
+
 N = 100_000
 MILLION = 1_000_000
 B = 0.3

@@ -42,10 +42,11 @@ def device_constrained(lengths, f, b, alpha=0.05):
 
 
 def server_constrained(lengths, b):
-    """Threshold l_th: prompts up to it hold (1 - b) of all prompt tokens."""
-    total, kept = sum(lengths), 0
+    """Threshold l_th: the shortest that keeps at least (1 - b) of all prompt tokens on the device."""
+    total, kept, threshold = sum(lengths), 0, 0
     for l in sorted(lengths):
-        if kept >= (1 - b) * total:
-            return l - 1
+        if l > threshold and kept >= (1 - b) * total - 1e-9:
+            break
         kept += l
-    return max(lengths)
+        threshold = l
+    return threshold
