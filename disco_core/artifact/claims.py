@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from disco_core.artifact.commands import command
 from disco_core.artifact.files import DATA, FIGURES, ROOT, write_atomic
-from disco_core.errors import ArtifactError, DiscoError, InputError
+from disco_core.errors import ArtifactError, InputError
 
 PASS, DIFFERS, NOT_TESTED, MISSING = "PASS", "DIFFERS", "NOT TESTED", "MISSING"
 TABLE = DATA / "claims.csv"
@@ -292,17 +293,14 @@ def _unexpected(listed: dict[str, Claim], found: dict[str, Verdict]) -> list[str
     return [id for id, claim in listed.items() if found[id]["verdict"] != claim.expected]
 
 
+@command("nothing was changed")
 def main(argv: list[str] | None = None) -> int:
     """Print the table of a directory; 1 where a verdict is not the expected one or is missing."""
     options = argparse.ArgumentParser(prog="python -m disco_core.artifact.claims", description=main.__doc__)
     options.add_argument("directory", nargs="?", default="figures", help="folder of the claims files")
     directory = options.parse_args(argv).directory
-    try:
-        print(table(directory, width=min(max(shutil.get_terminal_size((110, 24)).columns, 80), 160)))
-        return 1 if _unexpected(load(), verdicts(directory)) else 0
-    except DiscoError as error:
-        print(error, file=sys.stderr)
-        return 1
+    print(table(directory, width=min(max(shutil.get_terminal_size((110, 24)).columns, 80), 160)))
+    return 1 if _unexpected(load(), verdicts(directory)) else 0
 
 
 if __name__ == "__main__":

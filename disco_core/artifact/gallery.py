@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from disco_core.artifact.commands import command
 from disco_core.artifact.files import FIGURES, ROOT, write_atomic
-from disco_core.errors import ArtifactError, DiscoError
+from disco_core.errors import ArtifactError
 
 _SUFFIXES = ("svg", "pdf", "png", "csv")
 _HEAD = """# Figures
@@ -77,15 +78,12 @@ def _read(path: Path) -> dict[str, Any]:
     raise ArtifactError(f"{path} is not the provenance of an exhibit; delete it and run its notebook again")
 
 
+@command("the earlier gallery is untouched")
 def main(argv: list[str] | None = None) -> int:
     """Write the gallery of a directory."""
     options = argparse.ArgumentParser(prog="python -m disco_core.artifact.gallery", description=main.__doc__)
     options.add_argument("directory", nargs="?", default="figures", help="folder of the exhibits")
-    try:
-        gallery(options.parse_args(argv).directory)
-    except DiscoError as error:
-        print(error, file=sys.stderr)
-        return 1
+    gallery(options.parse_args(argv).directory)
     return 0
 
 

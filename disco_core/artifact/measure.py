@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from disco_core import checks
 from disco_core.artifact import model
+from disco_core.artifact.commands import command
 from disco_core.artifact.files import BUILD, write_atomic
-from disco_core.errors import DiscoError, InputError
+from disco_core.errors import InputError
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -88,6 +89,7 @@ def _generate(llama: "Llama", prompt: list[int], n: int) -> list[float]:
     return [time.perf_counter() - start for _ in islice(llama.generate(prompt, temp=0.0), n)]
 
 
+@command("no measurement was kept")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure into a csv; exit 0, 1 with one line for an error, 130 when interrupted (nothing is written)."""
     parser = argparse.ArgumentParser(
@@ -97,15 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=DEVICE_CSV, help="csv to write (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter prompts: seconds, not a minute")
     options = parser.parse_args(argv)
-    try:
-        options.out.unlink(missing_ok=True)
-        rows = device_measurements(options.out, quick=options.quick)
-    except DiscoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; no measurement was kept", file=sys.stderr)
-        return 130
+    options.out.unlink(missing_ok=True)
+    rows = device_measurements(options.out, quick=options.quick)
     print(f"{len(rows)} tokens of {model.NAME} timed: {options.out}")
     return 0
 

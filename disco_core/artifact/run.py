@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from disco_core.artifact.commands import command
 from disco_core.artifact.files import BUILD, ROOT
-from disco_core.errors import ArtifactError, DiscoError, InputError
+from disco_core.errors import ArtifactError, InputError
 
 NOTEBOOKS = ROOT / "notebooks"
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -250,24 +251,15 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
+@command("run the notebook again to start it over")
 def main(argv: list[str] | None = None) -> int:
     """The command line: 0 if the notebook ran, 1 if it failed, 2 for a wrong parameter, 130 on Ctrl-C."""
     given = _options().parse_args(argv)
-    try:
-        if given.params:
-            for parameter in parameters(given.notebook).values():
-                print(f"{parameter.name} = {parameter.default}  # {parameter.type}: {parameter.help}")
-            return 0
-        print(_shown(run(given.notebook, given.out, **_pairs(given.set))))
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except DiscoError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{given.notebook}: interrupted; run it again to start this notebook over", file=sys.stderr)
-        return 130
+    if given.params:
+        for parameter in parameters(given.notebook).values():
+            print(f"{parameter.name} = {parameter.default}  # {parameter.type}: {parameter.help}")
+        return 0
+    print(_shown(run(given.notebook, given.out, **_pairs(given.set))))
     return 0
 
 

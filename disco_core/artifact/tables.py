@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from disco_core.artifact.commands import command
 from disco_core.artifact.files import DATA, write_atomic
 from disco_core.artifact.model import build, count_tokens
 from disco_core.artifact.parse import load
-from disco_core.errors import DiscoError
 
 # Even levels up to 0.95, then finer and finer ones: a committed value is the largest of its step, so the tail,
 # where a step is long in seconds, needs short steps for the table's mean to stay near the samples'.
@@ -208,20 +208,14 @@ def csv(table: pd.DataFrame) -> str:
     return str(table.to_csv(index=False, lineterminator="\n", float_format="%.8g"))
 
 
+@command("the tables not yet written are as they were")
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; exit 0, 1 with one line for an error of the data, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m disco_core.artifact.tables", description=__doc__)
     parser.add_argument("--out", type=Path, default=DATA, help="folder to write to (default: data/)")
     arguments = parser.parse_args(argv)
-    try:
-        for path in write(arguments.out):
-            print(f"{path.name}: {path.stat().st_size / 1e3:.1f} kB")
-    except DiscoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the tables not yet written are as they were", file=sys.stderr)
-        return 130
+    for path in write(arguments.out):
+        print(f"{path.name}: {path.stat().st_size / 1e3:.1f} kB")
     return 0
 
 

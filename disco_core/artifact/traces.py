@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from disco_core.artifact import fetch, tables
+from disco_core.artifact.commands import command
 from disco_core.artifact.files import DATA
-from disco_core.errors import DiscoError, InputError, TraceError
+from disco_core.errors import InputError, TraceError
 from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.workload import LengthDistribution
 
@@ -148,6 +149,7 @@ def _check(name: str, allowed: Sequence[str] | dict[str, str], what: str) -> Non
         raise InputError(f"no {what} {name!r}; there are {', '.join(allowed) or 'none'}")
 
 
+@command("what arrived is kept, run the command again to go on")
 def main(argv: Sequence[str] | None = None) -> int:
     """Fetch every public trace file; exit 0, 1 with one line for an error, 130 when interrupted."""
     parser = argparse.ArgumentParser(
@@ -156,14 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"Set {fetch.MIRROR} to take them from a mirror of {fetch.HOME}.",
     )
     parser.parse_args(argv)
-    try:
-        files = fetch.fetch()
-    except DiscoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; what arrived is kept, run the command again to go on", file=sys.stderr)
-        return 130
+    files = fetch.fetch()
     size = sum(path.stat().st_size for path in files)
     print(f"{len(files)} trace files, {size / 1e6:.1f} MB, verified")
     return 0
