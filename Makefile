@@ -139,6 +139,6 @@ $(EXECUTED): $(B)/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) $(TABLES) $(FETCH
 $(F)/README.md: $(EXECUTED)
 	@$(PY) -m disco_core.artifact.gallery $(F)
 
-ifeq ($(filter $(TRACES),tables public),)
+ifeq ($(and $(filter 1,$(words $(TRACES))),$(filter tables public,$(TRACES))),)
 $(error TRACES=$(TRACES) is not known; it is tables (the committed tables) or public (the public series))
 endif

@@ -1,4 +1,4 @@
-"""What every room asks of its inputs, said once: the message names the bad value and what is allowed."""
+"""What every module asks of its inputs, said once: the message names the bad value and what is allowed."""
 
 from enum import Enum
 from typing import Any, TypeVar

@@ -49,7 +49,7 @@ def decide(table, tmp_path):
 def test_the_rule_decides(decide, id, ours, verdict):
     found = decide(id, ours)
     assert found["verdict"] == verdict
-    assert bool(found["reason"]) == (verdict == "DIFFERS")
+    assert bool(found["reason"]) == (verdict == "DIFFERS" or "tolerance" in found["reason"])
     assert set(found) == {"id", "verdict", "paper", "ours", "rule", "exhibit", "reason"}
 
 
@@ -122,12 +122,16 @@ def test_an_id_in_two_files_or_unknown_to_the_table_is_an_error(decide, table, t
         claims.table(tmp_path / "figures")
     assert claims.main([str(tmp_path / "figures")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
-    (tmp_path / "figures" / "traces.claims.json").write_text('[{"id": "X", "verdict": "PASS"}]')
+    (tmp_path / "figures" / "traces.claims.json").write_text(
+        '[{"id": "X", "verdict": "PASS", "ours": null, "reason": ""}]'
+    )
     with pytest.raises(ArtifactError, match=r"traces\.claims\.json judges 'X'"):
         claims.table(tmp_path / "figures")
 
 
-@pytest.mark.parametrize("content", ["", "{", "3", "[1]", '[{"id": 1}]', '{"id": "B1"}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "{}", "3", "[1]", '[{"id": 1}]', '{"id": "B1"}', '[{"id": "B1", "verdict": "PASS"}]']
+)
 def test_a_broken_claims_file_is_named(decide, table, tmp_path, content):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "dispatch.claims.json").write_text(content)
@@ -166,3 +170,10 @@ def test_a_missing_table_is_told_in_one_line(tmp_path, monkeypatch, capsys):
 
 def test_the_committed_table_is_sound():
     assert claims.load()
+
+
+def test_an_empty_table_is_no_success(tmp_path):
+    empty = tmp_path / "claims.csv"
+    empty.write_text("")
+    with pytest.raises(ArtifactError, match="no claim"):
+        claims.load(empty)

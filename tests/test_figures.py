@@ -82,31 +82,31 @@ def test_a_measured_exhibit_names_the_machine_and_the_day(tmp_path):
     measured = tmp_path / "device.csv"
     measured.write_text("x\n1\n")
     os.utime(measured, (0, 86400 * 365))
-    save(tmp_path, kind="measured", data=[measured])
+    save(tmp_path, kind="measured", data=[], measured=measured)
     found = json.loads((tmp_path / "try_one.json").read_text())
     assert found["date"] == "1971-01-01"
     assert found["machine"]["cores"] >= 1
     assert found["machine"]["cpu"]
     assert found["data"] == ["device.csv"]
     with pytest.raises(ArtifactError, match=r"none\.csv"):
-        save(tmp_path, kind="measured", data=[tmp_path / "none.csv"])
+        save(tmp_path, kind="measured", measured=tmp_path / "none.csv")
 
 
 def test_the_digest_follows_code_and_data_and_nothing_else(tmp_path):
     data, book = tmp_path / "t.csv", tmp_path / "n.ipynb"
 
-    def digest(value="1", source="x = 1", text="words", outputs=()):
+    def digest(value="1", source="x = 1", text="words", outputs=(), seed=0):
         data.write_text(value)
         cells = [
             {"cell_type": "code", "source": [source], "outputs": list(outputs)},
             {"cell_type": "markdown", "source": [text]},
         ]
         book.write_text(json.dumps({"cells": cells}))
-        return provenance.digest(book, [data])
+        return provenance.digest(book, [data], {"seed": seed})
 
     first = digest()
     assert first == digest(text="other words", outputs=[1])
-    assert len({first, digest(value="2"), digest(source="x = 2")}) == 3
+    assert len({first, digest(value="2"), digest(source="x = 2"), digest(seed=1)}) == 4
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_the_digest_follows_code_and_data_and_nothing_else(tmp_path):
         ({"stem": "Try"}, "stem 'Try'"),
         ({"stem": "../try"}, "stem"),
         ({"stem": ""}, "stem"),
-        ({"kind": "guessed"}, "'simulated' or 'measured'"),
+        ({"kind": "guessed"}, "simulated, computed, measured"),
         ({"caption": " "}, "caption"),
         ({"parameters": {"rng": object()}}, "plain values"),
     ],

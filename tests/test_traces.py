@@ -279,7 +279,7 @@ def test_commands_end_with_one_line(
     def fail(*_: object, **__: object) -> None:
         raise dc.TraceError("no such thing")
 
-    for action, code, says in ((interrupt, 130, "interrupted"), (fail, 1, "error: no such thing")):
+    for action, code, says in ((interrupt, 130, "interrupted"), (fail, 1, "no such thing")):
         monkeypatch.setattr(fetch, "fetch", action)
         monkeypatch.setattr(tables, "write", action)
         assert (main([]) if main is traces.main else main()) == code

@@ -82,6 +82,8 @@ def load(table: Path | None = None) -> dict[str, Claim]:
         if claim.id in claims:
             raise ArtifactError(f"{table.name} line {number}: claim {claim.id!r} is listed twice")
         claims[claim.id] = claim
+    if not claims:
+        raise ArtifactError(f"{table} lists no claim; restore it with `git checkout data`")
     return claims
 
 
@@ -143,7 +145,12 @@ def check(
     except ValueError as error:
         raise InputError(f"claim {id}: {error}") from None
     passed, text, why = _test_trend(claim, values) if claim.kind == "trend" else _test_median(claim, values)
-    reason = "; ".join(part for part in ("" if passed else why, reason) if part)
+    if passed and claim.kind != "trend" and not claim.low <= float(np.median(values)) <= claim.high:
+        why = f"within the tolerance of {claim.tolerance:g}, outside the paper's own values"
+        passed_by = why if claim.kind == "band" else ""
+    else:
+        passed_by = "" if passed else why
+    reason = "; ".join(part for part in (passed_by, reason) if part)
     ours_shown = {"median": _rounded(float(np.median(values))), "text": text}
     return _record(claim, PASS if passed else DIFFERS, ours_shown, reason, stem, out)
 
@@ -205,9 +212,11 @@ def _record(claim: Claim, verdict: str, ours: object, reason: str, stem: str, ou
 def _read(path: Path) -> list[Verdict]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        if all(isinstance(one["id"], str) and isinstance(one["verdict"], str) for one in entries):
+        known = {PASS, DIFFERS, NOT_TESTED}
+        whole = isinstance(entries, list) and all({"id", "ours", "reason"} <= one.keys() for one in entries)
+        if whole and all(isinstance(one["id"], str) and one["verdict"] in known for one in entries):
             return list(entries)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
     raise ArtifactError(f"{path} is not a list of verdicts; delete it and run its notebook again")
 
@@ -269,7 +278,10 @@ def table(directory: str | Path = FIGURES, claims: Path | None = None, width: in
 def _row(claim: Claim, verdict: Verdict) -> tuple[str, ...]:
     ours = verdict["ours"]["text"] if verdict["ours"] else "-"
     shown = verdict["verdict"] + ("" if verdict["verdict"] == claim.expected else f" (expected {claim.expected})")
-    return claim.id, claim.mark, claim.statement, claim.paper or "-", ours, shown
+    paper = claim.paper or "-"
+    if claim.kind != "trend" and claim.tolerance > 0:
+        paper += f" ± {claim.tolerance:g}"
+    return claim.id, claim.mark, claim.statement, paper, ours, shown
 
 
 def _wrapped(cells: Sequence[str], widths: Sequence[int]) -> list[str]:

@@ -19,8 +19,11 @@ def command(interrupted: str) -> Callable[[Callable[P, int]], Callable[P, int]]:
             try:
                 return main(*args, **kwargs)
             except DiscoError as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(error, file=sys.stderr)
                 return 2 if isinstance(error, InputError) else 1
+            except OSError as error:
+                print(f"{error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+                return 1
             except KeyboardInterrupt:
                 print(f"interrupted; {interrupted}", file=sys.stderr)
                 return 130

@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import matplotlib as mpl
 import pandas as pd
@@ -71,32 +71,34 @@ def save(
     parameters: Mapping[str, Any],
     out: str | Path = FIGURES,
     data: Iterable[str | Path] | None = None,
+    measured: str | Path | None = None,
 ) -> list[Path]:
     """Write one exhibit to `out` (relative to the project's root) and return its five paths.
 
     stem        lower-case, starts with the stem of its notebook: `dispatch`, `dispatch_tail`
     numbers     what the figure shows, one row a point; floats are written with 6 significant digits
-    kind        "simulated", the same bytes at every run, or "measured", which names the machine and the day
+    kind        "simulated" or "computed" (from data), the same bytes at every run, or "measured", which names the
+                machine and the day
     source      where the numbers come from, such as "committed tables" or "public series"
     parameters  of the notebook
     data        the files behind it, for the digest; by default every committed table
+    measured    the file of what was measured on this machine
 
     Raises InputError for a bad stem, kind or empty numbers; ArtifactError, with the earlier files whole,
     where the exhibit cannot be written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", stem):
         raise InputError(f"stem {stem!r} must be lower-case words joined by _, the first its notebook's name")
-    if kind not in ("simulated", "measured"):
-        raise InputError(f"kind {kind!r} must be 'simulated' or 'measured'")
+    if kind not in get_args(Kind):
+        raise InputError(f"kind {kind!r} must be one of {', '.join(get_args(Kind))}")
     if numbers.empty or not caption.strip():
         raise InputError(f"exhibit {stem} needs a caption and at least one row of numbers")
-    found = record(stem, caption=caption, kind=kind, source=source, parameters=parameters, data=data)
+    found = record(
+        stem, caption=caption, kind=kind, source=source, parameters=parameters, data=data, measured=measured
+    )
     files = {f"{stem}.{suffix}": _render(fig, suffix) for suffix in FORMATS}
     files[f"{stem}.csv"] = numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
-    try:
-        files[f"{stem}.json"] = (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
-    except TypeError as error:
-        raise InputError(f"exhibit {stem}: parameters must be plain values: {error}") from None
+    files[f"{stem}.json"] = (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
     return write_together(ROOT / out, files)
 
 
@@ -166,4 +168,6 @@ def _style() -> Any:  # matplotlib types the keys one by one
 def _cell(value: Any, digits: int) -> str:
     if value is None or value != value:
         return "–"
-    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 10**digits else f"{value:#.{digits}g}".rstrip(".")

@@ -17,8 +17,8 @@ _SUFFIXES = ("svg", "pdf", "png", "csv")
 _HEAD = """# Figures
 
 Every exhibit is one stem: the picture as .svg, .pdf and .png, its numbers as .csv, and as .json where they
-come from (notebook, parameters, data, a digest of them all). *Simulated* exhibits are the same bytes on every
-run; *measured* ones hold what one machine did, and name it.
+come from (notebook, parameters, data, a digest of them all). *Simulated* exhibits, and those
+*computed* from data alone, are the same bytes on every run; *measured* ones hold what one machine did, and name it.
 
 To cite a figure, name the project (see CITATION.cff), the stem and the digest of its .json. Figures are under
 CC BY 4.0 (LICENSE-figures): use them, and say where they are from.
@@ -58,7 +58,7 @@ def _section(path: Path) -> str:
 
 def _kind(found: dict[str, Any]) -> str:
     if found["kind"] != "measured":
-        return "Simulated"
+        return str(found["kind"]).capitalize()
     its = found["machine"]
     memory = "" if its["memory_gib"] is None else f", {its['memory_gib']:.0f} GiB"
     return f"Measured on {its['cpu']}, {its['cores']} cores{memory}, on {found['date']}"
@@ -71,9 +71,11 @@ def _notebook(found: dict[str, Any]) -> str:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        if {"stem", "kind", "caption", "source", "notebook"} <= found.keys():
+        needed = {"stem", "kind", "caption", "source", "notebook"}
+        needed |= {"machine", "date"} if found["kind"] == "measured" else set()
+        if needed <= found.keys():
             return dict(found)
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
     raise ArtifactError(f"{path} is not the provenance of an exhibit; delete it and run its notebook again")
 

@@ -20,14 +20,15 @@ from tqdm import tqdm
 from disco_core import checks
 from disco_core.artifact import model
 from disco_core.artifact.commands import command
-from disco_core.artifact.files import BUILD, write_atomic
-from disco_core.errors import InputError
+from disco_core.artifact.files import BUILD, ROOT, write_atomic
+from disco_core.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024)
 QUICK_LENGTHS = (8, 32, 128, 256)
+COLUMNS = ["prompt_tokens", "repeat", "token", "generated_s"]
 DEVICE_CSV = BUILD / "measured" / "device.csv"
 
 _SUBJECTS = ("a river", "the tram", "an old library", "the night market", "a lighthouse", "our kitchen", "the forest")
@@ -55,17 +56,40 @@ def measure_device(
         for length, repeat in tqdm(shuffled, desc="device model", unit="trial", disable=None):
             times = _generate(llama, text[:length], decode_tokens)
             rows += [(length, repeat, token, at) for token, at in enumerate(times)]
-    table = pd.DataFrame(rows, columns=["prompt_tokens", "repeat", "token", "generated_s"])
+    table = pd.DataFrame(rows, columns=COLUMNS)
     return table.sort_values(["prompt_tokens", "repeat", "token"], ignore_index=True)
 
 
-def device_measurements(path: Path | str = DEVICE_CSV, *, quick: bool = False) -> pd.DataFrame:
-    """The measurements in a file, made first (about a minute; quick: some seconds) if there is no such file."""
-    path = Path(path)
-    if not path.exists():
-        found = measure_device(QUICK_LENGTHS, repeats=3, decode_tokens=32) if quick else measure_device()
-        write_atomic(path, found.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
-    return pd.read_csv(path)
+def device_measurements(measurements: Path | str = "", *, quick: bool = False) -> tuple[Path, pd.DataFrame]:
+    """Where the measurements are and what they are, as of `measure_device`.
+
+    Without a file they are made, in about a minute (quick: some seconds), and kept in the build folder for the next
+    call. Raises ArtifactError for a file that does not hold measurements.
+    """
+    path = ROOT / measurements if measurements else BUILD / ("quick" if quick else "") / "measured" / "device.csv"
+    if not measurements and not path.exists():
+        _measure(path, quick=quick)
+    try:
+        found = pd.read_csv(path)
+        if missing := [name for name in COLUMNS if name not in found]:
+            raise InputError(f"it has no column {', '.join(missing)}")
+        for name in COLUMNS[:-1]:
+            checks.seconds(found[name], name, unit="")
+        checks.seconds(found["generated_s"], "generated_s")
+        if found.prompt_tokens.nunique() < 2 or found.token.max() < 1:
+            raise InputError("it needs two prompt lengths and two tokens at least")
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        said = error.strerror if isinstance(error, OSError) else error
+        raise ArtifactError(
+            f"{path} does not hold device measurements: {said}; without it, they are made anew"
+        ) from None
+    return path, found
+
+
+def _measure(path: Path, *, quick: bool) -> pd.DataFrame:
+    found = measure_device(QUICK_LENGTHS, repeats=3, decode_tokens=32) if quick else measure_device()
+    write_atomic(path, found.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
+    return found
 
 
 def _load(context: int) -> "Llama":
@@ -99,8 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=DEVICE_CSV, help="csv to write (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter prompts: seconds, not a minute")
     options = parser.parse_args(argv)
-    options.out.unlink(missing_ok=True)
-    rows = device_measurements(options.out, quick=options.quick)
+    rows = _measure(options.out, quick=options.quick)
     print(f"{len(rows)} tokens of {model.NAME} timed: {options.out}")
     return 0
 

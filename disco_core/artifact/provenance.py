@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from disco_core.artifact.files import DATA, ROOT
-from disco_core.errors import ArtifactError
+from disco_core.errors import ArtifactError, InputError
 
-Kind = Literal["simulated", "measured"]
+Kind = Literal["simulated", "computed", "measured"]
 _PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "seaborn")
 
 
@@ -31,35 +31,43 @@ def record(
     source: str,
     parameters: Mapping[str, Any],
     data: Iterable[str | Path] | None = None,
+    measured: str | Path | None = None,
 ) -> dict[str, Any]:
     """The provenance of one exhibit, ready for json; its notebook is the one the stem starts with.
 
-    `data` are the files the numbers come from; by default every committed table.
+    `data` are the files the numbers come from; by default every committed table, and with a public source the list
+    of pinned files. `measured` is the file of what was measured here: the exhibit's date is its day.
     """
     notebook = ROOT / "notebooks" / f"{stem.split('_')[0]}.ipynb"
-    files = sorted(_tables() if data is None else [ROOT / one for one in data])
+    files = _tables(source) if data is None else [ROOT / one for one in data]
+    files = sorted({*files, *([ROOT / measured] if measured else [])})
+    chosen = {name: _plain(value) for name, value in sorted(parameters.items())}
     found = {
         "stem": stem,
         "kind": kind,
         "caption": caption,
         "source": source,
         "notebook": notebook.relative_to(ROOT).as_posix() if notebook.exists() else None,
-        "parameters": {name: _plain(value) for name, value in sorted(parameters.items())},
+        "parameters": chosen,
         "data": sorted(_portable(path) for path in files),
-        "digest": digest(notebook, files),
+        "digest": digest(notebook, files, chosen),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }
     if kind == "measured":
-        found |= {"machine": machine(), "date": _date(files if data is not None else [])}
+        found |= {"machine": machine(), "date": _date(ROOT / measured if measured else None)}
     return found
 
 
-def digest(notebook: Path, files: Iterable[Path]) -> str:
-    """sha256 over the notebook's code cells, the loaded modules of this package and the data files.
+def digest(notebook: Path, files: Iterable[Path], parameters: Mapping[str, Any]) -> str:
+    """sha256 over the notebook's code cells and parameters, the loaded modules of this package and the data files.
 
     Raises ArtifactError, naming the file, where one cannot be read.
     """
     total = hashlib.sha256()
+    try:
+        _add(total, "parameters", json.dumps(parameters, sort_keys=True).encode())
+    except TypeError as error:
+        raise InputError(f"parameters must be plain values: {error}") from None
     if notebook.exists():
         _add(total, notebook.name, _code(notebook))
     for path in sorted({*_modules(), *files}):
@@ -98,18 +106,20 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
-def _date(files: list[Path]) -> str:
+def _date(measured: Path | None) -> str:
     # a figure drawn again from an earlier measurement keeps the day of the measurement
-    stamps = [path.stat().st_mtime for path in files]
-    return datetime.fromtimestamp(max(stamps), UTC).date().isoformat() if stamps else _today()
+    if measured is None or not measured.exists():
+        return _today()
+    return datetime.fromtimestamp(measured.stat().st_mtime, UTC).date().isoformat()
 
 
 def _today() -> str:
     return datetime.now(UTC).date().isoformat()
 
 
-def _tables() -> list[Path]:
-    return [path for path in DATA.glob("*.csv") if path.name != "claims.csv"]
+def _tables(source: str) -> list[Path]:
+    tables = [path for path in DATA.glob("*.csv") if path.name != "claims.csv"]
+    return [*tables, Path(__file__).with_name("registry.txt")] if "public" in source else tables
 
 
 def _modules() -> list[Path]:

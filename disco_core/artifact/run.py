@@ -1,6 +1,6 @@
 """Run one notebook with Papermill: known parameters only, and an executed copy that is whole or absent.
 
-    python -m disco_core.artifact.run dispatch --set budget=0.3
+    python -m disco_core.artifact.run dispatch --set requests=1000
 
 Papermill merely warns about a parameter the notebook does not have; here that is an error, because a misspelt
 name would render the default under another label.
@@ -65,11 +65,7 @@ def parameters(notebook: str | Path) -> dict[str, Parameter]:
     path = find(notebook)
     try:
         found = papermill.inspect_notebook(str(path))
-    except (
-        ValueError,
-        KeyError,
-        AttributeError,
-    ) as error:  # what nbformat raises on a file that is no notebook
+    except Exception as error:  # nbformat and papermill raise whatever they meet in a file that is no notebook
         raise ArtifactError(f"{_shown(path)} is not a readable notebook: {_one_line(error)}") from None
     return {name: _parameter(entry) for name, entry in found.items()}
 

@@ -22,6 +22,21 @@ from disco_core.workload import LengthDistribution
 
 LABELS = {"tables": "committed tables", "public": "public series"}
 AS_PARSED = "committed tables, taken as parsed"
+_MEND = "restore it with `git checkout data` or make it anew with `make data`"
+_COLUMNS = {  # what each table is read for; the last column is never empty
+    "services": ["paper_service", "stand_in", "price_out_usd_per_1m", "price_in_usd_per_1m", "service"],
+    "ttft_quantiles": ["service", "host", "n", "level", "ttft_s"],
+    "ttft_quantiles_as_parsed": ["service", "host", "n", "level", "ttft_s"],
+    "ttft_by_hour": ["service", "hour", "n", "level", "ttft_s"],
+    "ttft_series": ["service", "gap_median_s", "lag1", "lag1_rank", "n"],
+    "ttft_length_correlation": ["trace", "endpoint", "pearson", "low", "high", "n"],
+    "prompt_tokens": ["dataset", "tokens", "count"],
+    "output_tokens": ["dataset", "tokens", "count"],
+    "output_tokens_as_parsed": ["dataset", "tokens", "count"],
+    "devices": ["device", "model", "prefill_tok_per_s", "decode_tok_per_s"],
+    "phones": ["device", "engine", "model", "prefill_mj_per_tok", "decode_mj_per_tok"],
+    "claims": ["id"],
+}
 
 
 @dataclass(frozen=True)
@@ -91,10 +106,13 @@ def _hosts(name: str, source: str) -> tuple[dict[str, tuple[int, TTFTDistributio
         return {str(host): (len(ttft), TTFTDistribution(ttft)) for host, ttft in found}, LABELS[source]
     else:
         levels, label = table("ttft_quantiles"), LABELS[source]
-    hosts = {
-        str(host): (int(rows["n"].iloc[0]), TTFTDistribution.from_quantiles(rows["level"], rows["ttft_s"]))
-        for host, rows in levels[levels["service"] == name].groupby("host")
-    }
+    try:
+        hosts = {
+            str(host): (int(rows["n"].iloc[0]), TTFTDistribution.from_quantiles(rows["level"], rows["ttft_s"]))
+            for host, rows in levels[levels["service"] == name].groupby("host")
+        }
+    except InputError as error:
+        raise TraceError(f"the TTFT table of {name} is not what it was: {error}; {_MEND}") from None
     if not hosts:
         raise TraceError(f"service {name!r} has no rows in the TTFT tables of {DATA}; `make data` makes them")
     return hosts, label
@@ -141,7 +159,16 @@ def table(name: str, source: str = "tables") -> pd.DataFrame:
     _check(name, sorted(path.stem for path in DATA.glob("*.csv")), "table")
     if source == "public" and name in tables.TABLES:
         return tables.TABLES[name]().reset_index(drop=True)
-    return pd.read_csv(DATA / f"{name}.csv")
+    path = DATA / f"{name}.csv"
+    try:
+        found = pd.read_csv(path)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise TraceError(f"{path} cannot be read: {error}; {_MEND}") from None
+    missing = [column for column in _COLUMNS[name] if column not in found]
+    if missing or found.empty or found[_COLUMNS[name][-1]].isna().any():
+        what = f"no column {', '.join(missing)}" if missing else "no rows" if found.empty else "a row that was cut"
+        raise TraceError(f"{path} is not the table it was, it has {what}; {_MEND}")
+    return found
 
 
 def _check(name: str, allowed: Sequence[str] | dict[str, str], what: str) -> None:
