@@ -21,8 +21,21 @@ from disco_core.dispatch import (
     plan_server_only,
     plan_stochastic,
 )
-from disco_core.errors import ArtifactError, ConstraintError, DiscoError, InputError, TraceError
+from disco_core.errors import (
+    ArtifactError,
+    ConstraintError,
+    CutError,
+    DiscoError,
+    EndpointError,
+    InputError,
+    ProtocolError,
+    RefusedError,
+    StalledError,
+    StreamError,
+    TraceError,
+)
 from disco_core.latency import DeviceProfile, ServerProfile, TTFTDistribution
+from disco_core.migration import MigrationRule
 from disco_core.simulate import Result, simulate
 from disco_core.workload import LengthDistribution, Workload
 
@@ -31,15 +44,22 @@ __all__ = [
     "Constraint",
     "ConstraintError",
     "CostModel",
+    "CutError",
     "DeviceProfile",
     "DiscoError",
     "DispatchPlan",
     "End",
+    "EndpointError",
     "InputError",
     "Ledger",
     "LengthDistribution",
+    "MigrationRule",
+    "ProtocolError",
+    "RefusedError",
     "Result",
     "ServerProfile",
+    "StalledError",
+    "StreamError",
     "TTFTDistribution",
     "TraceError",
     "Workload",

@@ -4,7 +4,13 @@ DiscoError
 ├── InputError (also a ValueError)   a value outside what a function accepts
 │   └── ConstraintError              prices that do not say which end is scarce
 ├── TraceError                       public data that cannot be fetched or read
-└── ArtifactError                    a notebook, figure or claim that cannot be made
+├── ArtifactError                    a notebook, figure or claim that cannot be made
+├── EndpointError                    an end that could not answer, or stopped in the middle
+│   ├── RefusedError                 it took no work
+│   ├── StalledError                 it sent nothing within its deadline
+│   ├── CutError                     it stopped before the answer was complete
+│   └── ProtocolError                it sent something that is not the next token
+└── StreamError                      neither end could go on
 """
 
 
@@ -26,3 +32,31 @@ class TraceError(DiscoError):
 
 class ArtifactError(DiscoError):
     """A notebook, figure or claim that cannot be made."""
+
+
+class EndpointError(DiscoError):
+    """An end that could not answer, or stopped in the middle; the message begins with its name."""
+
+    def __init__(self, endpoint: str, what: str) -> None:
+        super().__init__(f"{endpoint}: {what}")
+        self.endpoint = endpoint
+
+
+class RefusedError(EndpointError):
+    """It took no work: unreachable, not allowed, too many requests, or the prompt does not fit."""
+
+
+class StalledError(EndpointError):
+    """It sent nothing within its deadline."""
+
+
+class CutError(EndpointError):
+    """It stopped before the answer was complete: without a finish reason, however politely."""
+
+
+class ProtocolError(EndpointError):
+    """It sent something that is not the next token."""
+
+
+class StreamError(DiscoError):
+    """Neither end could go on; the reader has what was generated until then."""

@@ -1,17 +1,21 @@
-"""A plan over arrays of requests: the race between the two ends, who won it and what it cost."""
+"""A plan and a rule over arrays of requests: the race between the two ends, hand-overs, and what it all cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from disco_core import checks
-from disco_core.checks import Floats
+from disco_core.checks import Floats, Ints
 from disco_core.cost import CostModel, End, Ledger
 from disco_core.dispatch import DispatchPlan
 from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile, ServerProfile
+from disco_core.migration import MigrationRule
 from disco_core.workload import Workload
+
+_BLOCK = 1 << 20  # tokens simulated at a time with a rule: some tens of megabytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,9 +24,15 @@ class Result:
 
     ttft_s          seconds to the first token
     winner          the end it came from, an `End`, as int8
-    server_started, device_started   whether that end was started, bool
+    server_started, device_started   whether that end was started in the race, bool
     ledger          prefill and decode tokens charged to each end
     cost            $ per request, None without prices
+
+    With a rule:
+    migrated_at     tokens generated when the answer moved to the other end, 0 where it did not
+    delay_num       tokens generated after they were due
+    tbt_p99_s       P99 of the gaps between released tokens in seconds, NaN for an answer of one token
+    cost_without    $ per request of the same race without a hand-over, None without prices
     """
 
     load: Workload
@@ -33,16 +43,24 @@ class Result:
     device_started: NDArray[np.bool_]
     ledger: Ledger
     cost: Floats | None
+    migrated_at: Ints | None = None
+    delay_num: Ints | None = None
+    tbt_p99_s: Floats | None = None
+    cost_without: Floats | None = None
 
     @property
     def server_share(self) -> float:
         """Prompt tokens the server was started for, over all prompt tokens."""
-        return float(self.ledger.server_prefill.sum() / self.load.prompt_tokens.sum())
+        return self._share(self.server_started)
 
     @property
     def device_share(self) -> float:
         """Prompt tokens the device was started for, over all prompt tokens."""
-        return float(self.ledger.device_prefill.sum() / self.load.prompt_tokens.sum())
+        return self._share(self.device_started)
+
+    def _share(self, started: NDArray[np.bool_]) -> float:
+        # of the race alone: what a hand-over prefills is charged, but is not the budget's
+        return float(self.load.prompt_tokens @ started / self.load.prompt_tokens.sum())
 
     @property
     def budget_used(self) -> float:
@@ -72,19 +90,25 @@ def simulate(
     server: ServerProfile,
     device: DeviceProfile,
     cost: CostModel | None = None,
+    rule: MigrationRule | None = None,
     *,
     rng: np.random.Generator | None = None,
     ttft_s: ArrayLike | None = None,
     delays_s: ArrayLike | None = None,
 ) -> Result:
-    """Race the two ends for every request.
+    """Race the two ends for every request, and hand over in mid-answer where the rule says so.
 
     An end starts iff its delay is smaller than the other's first-token time; at a tie the server wins. The loser
     is cancelled at the winner's first token. A started end is charged the full prompt; the winner also every
     output token.
 
-    rng        draws the server's TTFT from F, then the plan's delays: policies given equal seeds see equal TTFTs
-    ttft_s     replaces the first draw: the server's TTFT per request, shape (n,), or both ends', shape (ends, n)
+    A hand-over costs the target a prefill of the prompt and all generated tokens, and takes as long as its TTFT for
+    them: `T_d(l + n)` for the device, for the server a draw from F of its own. The source stops at once.
+
+    rng        draws the server's TTFT from F, then the plan's delays: policies given equal seeds see equal TTFTs;
+               with a rule, last the server's TTFT as a target
+    ttft_s     replaces the first draw: the server's TTFT per request, shape (n,), or both ends', shape (ends, n);
+               with a rule, a server that takes over needs that time again
     delays_s   replaces the second: shape (ends, n), inf for never
     InputError if a shape is off, a time is negative or NaN, or a draw is needed and rng is missing.
     """
@@ -104,22 +128,87 @@ def simulate(
     # the second half: two ends that would answer at the very moment they start; the tie is the server's
     server_started = (server_delay < device_first) | ~device_started
     won_by_device = (device_first < server_first) | ~server_started
-    ledger = Ledger(
-        load.prompt_tokens * server_started,
-        load.output_tokens * ~won_by_device,
-        load.prompt_tokens * device_started,
-        load.output_tokens * won_by_device,
+    winner = won_by_device.view(np.int8)
+    started = (server_started, device_started)
+    first_s = np.minimum(server_first, device_first)
+    ledger = _ledger(load, winner, started, load.output_tokens)
+    result = Result(load, plan, first_s, winner, *started, ledger, None if cost is None else ledger.cost(cost))
+    if rule is None:
+        return result
+    takeover_s = server_ttft if ttft_s is not None or rng is None else server.ttft.sample(n, rng)
+    checks.kind(rule, MigrationRule, "rule")
+    return replace(result, **_migrate(result, rule, server, device, takeover_s, cost))
+
+
+def _ledger(load: Workload, winner: NDArray[np.int8], started: tuple[Any, Any], made_by_winner: Ints) -> Ledger:
+    """Charges of the race and the answer: the winner made so many tokens, the other end the rest of the answer."""
+    by_device = np.where(winner == End.DEVICE, made_by_winner, load.output_tokens - made_by_winner)
+    prefill = [load.prompt_tokens * began for began in started]
+    # where the winner did not make them all, the other end also had to read what was there
+    moved = made_by_winner < load.output_tokens
+    reread = (load.prompt_tokens + made_by_winner) * moved
+    return Ledger(
+        prefill[End.SERVER] + reread * (winner == End.DEVICE),
+        load.output_tokens - by_device,
+        prefill[End.DEVICE] + reread * (winner == End.SERVER),
+        by_device,
     )
-    return Result(
-        load=load,
-        plan=plan,
-        ttft_s=np.minimum(server_first, device_first),
-        winner=won_by_device.view(np.int8),
-        server_started=server_started,
-        device_started=device_started,
-        ledger=ledger,
-        cost=None if cost is None else ledger.cost(cost),
-    )
+
+
+def _migrate(
+    race: Result,
+    rule: MigrationRule,
+    server: ServerProfile,
+    device: DeviceProfile,
+    takeover_s: Floats,
+    cost: CostModel | None,
+) -> dict[str, Any]:
+    """Generate every answer token by token, blocks of requests at a time, and move it where the rule says so."""
+    load, longest = race.load, int(race.load.output_tokens.max())
+    found = [
+        _answers(race, rule, server, device, takeover_s, slice(at, at + max(1, _BLOCK // longest)))
+        for at in range(0, len(load), max(1, _BLOCK // longest))
+    ]
+    migrated_at, delay_num, tbt_p99_s = (np.concatenate(column) for column in zip(*found, strict=True))
+    made = np.where(migrated_at > 0, migrated_at, load.output_tokens)
+    ledger = _ledger(load, race.winner, (race.server_started, race.device_started), made)
+    return {
+        "ledger": ledger,
+        "cost": None if cost is None else ledger.cost(cost),
+        "migrated_at": migrated_at,
+        "delay_num": delay_num,
+        "tbt_p99_s": tbt_p99_s,
+        "cost_without": race.cost,
+    }
+
+
+def _answers(
+    race: Result, rule: MigrationRule, server: ServerProfile, device: DeviceProfile, takeover_s: Floats, rows: slice
+) -> tuple[Ints, Ints, Floats]:
+    """migrated_at, delay_num and tbt_p99_s of a block of requests, from matrices of shape (requests, tokens)."""
+    prompt, length = (tokens[rows, None] for tokens in (race.load.prompt_tokens, race.load.output_tokens))
+    first_s, winner = race.ttft_s[rows, None], race.winner[rows, None]
+    n = np.arange(1, int(length.max()) + 1)
+    gap = np.array([1 / server.decode_rate, 1 / device.decode_rate])
+    # sums token by token, as a clock would run, so that a live stream meets the very same times
+    steps = np.where(n == 1, first_s, gap[winner])
+    moves = rule.moves(prompt, n, np.cumsum(steps, axis=1) - first_s) & (n < length)
+    if rule.target is not None:
+        moves &= winner != rule.target
+    at = np.where(moves.any(axis=1), moves.argmax(axis=1) + 1, 0)[:, None]
+    takeover = takeover_s[rows, None] if rule.target is End.SERVER else device.ttft(prompt + np.maximum(at, 1))
+    after = np.where(n == at + 1, takeover, gap[1 - winner])
+    generated = np.cumsum(np.where((at > 0) & (n > at), after, steps), axis=1)
+    due = first_s + (n - 1) / rule.reading_rate
+    answered = n <= length
+    delays = ((generated > due) & answered).sum(axis=1)
+    gaps = np.where(answered[:, 1:], np.diff(np.maximum(generated, due), axis=1), np.inf)
+    rank = np.ceil(0.99 * (length[:, 0] - 1)).astype(np.int64) - 1
+    ranked = np.sort(gaps, axis=1)
+    p99 = np.full(rank.size, np.nan)
+    several = rank >= 0
+    p99[several] = ranked[several, rank[several]]
+    return at[:, 0], delays, p99
 
 
 def _ttft(

@@ -1,0 +1,1 @@
+"""Things that produce tokens: a model in this process, a server, a recorded timeline."""

@@ -1,0 +1,57 @@
+"""What a live stream asks of an end: tokens from a prefix, one after the other, and an end that is confirmed."""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+Prompt = str | Sequence[int]  # text, or ids of the endpoint's own vocabulary; the assistant's turn left open
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token of the answer: its place from 0, its text, and its id where the endpoint tells."""
+
+    index: int
+    text: str
+    id: int | None = None
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """All that an end needs to begin or to go on: no cache and no sampler state moves, only this.
+
+    prompt       as the rule built it for this end
+    generated    tokens the answer already has, from whichever end
+    max_tokens   how many more may follow, at least 1
+    """
+
+    prompt: Prompt
+    generated: tuple[Token, ...]
+    max_tokens: int
+    seed: int | None = None
+
+
+class Endpoint(Protocol):
+    """An end. `generate` yields the tokens after the prefix and returns when the answer is complete.
+
+    It raises an EndpointError otherwise: a stream that is merely cut never ends quietly. Closing the generator
+    cancels the work at any moment, prefill included, and returns once the end has confirmed that it stopped.
+
+    name         in records and messages
+    vocabulary   fingerprint: equal fingerprints exchange ids, others text
+    context      tokens of prompt and answer that fit; None where unknown
+    continues    whether it can go on in an open assistant turn
+    """
+
+    name: str
+    vocabulary: str
+    context: int | None
+    continues: bool
+
+    def count(self, prompt: Prompt) -> int:
+        """Tokens of a prompt as built, in this end's own tokenizer."""
+        ...
+
+    def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+        """The tokens that follow."""
+        ...

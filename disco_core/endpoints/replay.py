@@ -1,0 +1,102 @@
+"""An end that replays a timeline: the tokens are the integers 0, 1, 2, ..., so that a lost one is seen."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from disco_core.endpoints.base import Prefix, Prompt, Token
+from disco_core.errors import CutError, ProtocolError, RefusedError
+
+
+class Failure(Enum):
+    """How a replayed end goes wrong; `at` says at which of its tokens, counted from 0 in the whole answer."""
+
+    REFUSE = "takes no connection"
+    RATE_LIMIT = "429 with Retry-After"
+    DIE_BEFORE_FIRST = "dies when its first token is due"
+    DIE = "dies in place of token `at`"
+    STALL = "sends nothing from token `at` on"
+    DUPLICATE = "sends token `at` twice"
+    CUT = "ends without a finish reason in place of token `at`"
+    MALFORMED = "sends an event nobody can read in place of token `at`"
+    SLOW_CANCEL = "takes its time to confirm a cancel"
+
+
+@dataclass
+class ReplayEndpoint:
+    """Timed tokens from a trace or a profile: the first after `ttft_s`, then one after each of `token_gaps_s`.
+
+    ttft_s         seconds, or a function of the tokens it has to prefill (prompt and generated)
+    token_gaps_s   seconds before the second, third, ... token of a piece of work; the last one repeats
+    length         tokens of the whole answer
+    fail, at       what goes wrong and at which token; `cancel_s`, how long a slow cancel takes
+
+    It checks the prefix it is given, and counts for itself: `prefilled` tokens it was started with, `made` tokens it
+    sent, `running` pieces of work not yet confirmed as ended.
+    """
+
+    ttft_s: float | Callable[[int], float]
+    token_gaps_s: Sequence[float]
+    length: int
+    fail: Failure | None = None
+    at: int = 0
+    cancel_s: float = 0.0
+    name: str = "replay"
+    vocabulary: str = "integers"
+    context: int | None = None
+    continues: bool = True
+    prefilled: int = field(default=0, init=False)
+    made: int = field(default=0, init=False)
+    running: int = field(default=0, init=False)
+    seen: list[Prefix] = field(default_factory=list, init=False)
+
+    def count(self, prompt: Prompt) -> int:
+        """The prompt's length: every element is a token."""
+        return len(prompt)
+
+    async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+        """Replay the timeline from where the prefix ends."""
+        self._check(prefix)
+        self.running += 1
+        try:
+            first = len(prefix.generated)
+            tokens = len(prefix.prompt) + first
+            self.prefilled += tokens
+            if self.fail in (Failure.REFUSE, Failure.RATE_LIMIT):
+                raise RefusedError(self.name, self.fail.value)
+            await asyncio.sleep(self.ttft_s(tokens) if callable(self.ttft_s) else self.ttft_s)
+            if self.fail is Failure.DIE_BEFORE_FIRST:
+                raise CutError(self.name, self.fail.value)
+            for index in range(first, min(self.length, first + prefix.max_tokens)):
+                if index > first:
+                    await asyncio.sleep(self.token_gaps_s[min(index - first, len(self.token_gaps_s)) - 1])
+                if index == self.at:
+                    await self._go_wrong()
+                for _ in range(2 if self.fail is Failure.DUPLICATE and index == self.at else 1):
+                    self.made += 1
+                    yield Token(index, f"{index} ", index)
+        finally:
+            if self.fail is Failure.SLOW_CANCEL:
+                await asyncio.sleep(self.cancel_s)
+            self.running -= 1
+
+    async def _go_wrong(self) -> None:
+        if self.fail is Failure.STALL:
+            await asyncio.get_running_loop().create_future()
+        if self.fail in (Failure.DIE, Failure.CUT):
+            raise CutError(self.name, self.fail.value)
+        if self.fail is Failure.MALFORMED:
+            raise ProtocolError(self.name, self.fail.value)
+
+    def _check(self, prefix: Prefix) -> None:
+        """A prefix is the prompt, every token so far and the budget that is left: nothing else, nothing less."""
+        generated = [token.id for token in prefix.generated]
+        assert generated == list(range(len(generated))), f"{self.name} was given {generated}"
+        if self.seen:
+            earlier = self.seen[0]
+            whole = earlier.max_tokens + len(earlier.generated)
+            assert prefix.max_tokens + len(generated) == whole, f"{self.name}: {prefix.max_tokens} tokens left?"
+            assert prefix.prompt == earlier.prompt, f"{self.name} was given another prompt"
+        assert prefix.max_tokens >= 1
+        self.seen.append(prefix)

@@ -1,0 +1,260 @@
+"""The states of one live answer: race, streaming, hand-over and failover, over two endpoints.
+
+    RACE -> STREAM(source) -> [HANDOVER(source -> target)] -> STREAM(target) -> DONE | FAILED
+
+One counter rules: the tokens generated so far. Whoever goes on continues exactly there. Times are the event loop's,
+in seconds since the request was meant to start.
+"""
+
+import asyncio
+import math
+
+from disco_core.cost import End
+from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token
+from disco_core.errors import CutError, EndpointError, ProtocolError, StalledError, StreamError
+from disco_core.migration import MigrationRule
+from disco_core.record import HandOver, Record, StreamedToken
+
+
+class _Work:
+    """One piece of work of one end, its next token already asked for."""
+
+    def __init__(self, end: End, endpoint: Endpoint, prefix: Prefix, deadline_s: float) -> None:
+        self.end, self.endpoint, self.index = end, endpoint, len(prefix.generated)
+        self.stall_s = deadline_s
+        self._tokens = endpoint.generate(prefix)
+        self.made = 0
+        self.ask()
+
+    def ask(self) -> None:
+        self.next = asyncio.ensure_future(self._ask())
+
+    async def _ask(self) -> Token | None:
+        """The next token, None at the end of the answer; every failure as an EndpointError."""
+        name = self.endpoint.name
+        while True:
+            try:
+                async with asyncio.timeout(self.stall_s):
+                    token = await anext(self._tokens)
+            except StopAsyncIteration:
+                return None
+            except TimeoutError:
+                raise StalledError(name, f"sent nothing for {self.stall_s:g} s") from None
+            except EndpointError:
+                raise
+            except Exception as error:
+                raise CutError(name, f"{type(error).__name__}: {error}") from error
+            self.made += 1
+            if token.index == self.index:
+                self.index += 1
+                return token
+            if token.index > self.index:
+                raise ProtocolError(name, f"sent token {token.index} where {self.index} was next")
+            # a token that was here before: a chunk sent twice is dropped
+
+    async def close(self) -> None:
+        self.next.cancel()
+        await asyncio.wait([self.next])
+        if not self.next.cancelled():
+            self.next.exception()  # seen, whatever it was
+        await self._tokens.aclose()
+
+
+class Machine:
+    """The states, one method each; `record` is their only output."""
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        ends: tuple[Endpoint, Endpoint],
+        delays: tuple[float, float],
+        rule: MigrationRule | None,
+        max_tokens: int,
+        reading_rate: float,
+        stall_s: float,
+        seed: int | None,
+    ) -> None:
+        self.prompt, self.ends, self.delays, self.rule = prompt, ends, delays, rule
+        self.max_tokens, self.reading_rate, self.stall_s, self.seed = max_tokens, reading_rate, stall_s, seed
+        self.record, self.news, self.start = Record(), asyncio.Event(), 0.0
+        self._generated: list[Token] = []
+        self._failed: set[End] = set()
+        self._works: list[_Work] = []
+        self._closing: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """From the request to DONE, or FAILED with a StreamError."""
+        try:
+            work: _Work | None = await self._race()
+            while work is not None:
+                work = await self._stream(work)
+            self.record.complete = True
+        except StreamError as error:
+            self.record.error = error
+            raise
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Stop whatever still runs, and wait until it has."""
+        for work in list(self._works):
+            self._stop(work)
+        if self._closing:
+            await asyncio.wait(self._closing)
+        for work in self._works:
+            self.record.decode[work.end] += work.made
+        self._works = []
+
+    async def _race(self) -> _Work:
+        """RACE: each end starts at its delay unless the other answered before; the first token wins."""
+        running: dict[End, _Work] = {}
+        starts = {end: delay for end, delay in zip(End, self.delays, strict=True) if math.isfinite(delay)}
+        while True:
+            for end in [end for end in End if starts.get(end, math.inf) <= self._now()]:
+                del starts[end]
+                running[end] = self._begin(end)
+            at = min(starts.values(), default=None)
+            await self._first_of([work.next for work in running.values()], at)
+            for end, work in sorted(running.items()):  # the server first: a tie is its
+                if not work.next.done():
+                    continue
+                failure = work.next.exception()
+                if failure is None:
+                    self._lose([other for other in running.values() if other is not work])
+                    self.record.winner = end
+                    return work
+                del running[end]
+                self._fail(work, failure)
+                starts = {
+                    other: self._now() for other in (End(1 - end),) if other not in self._failed | running.keys()
+                }
+            if not running and not starts:
+                raise self._both_failed()
+
+    async def _stream(self, work: _Work) -> _Work | None:
+        """STREAM: tokens of one end until the answer is complete (None), the rule moves it, or the end fails."""
+        while True:
+            try:
+                token = await work.next
+            except EndpointError as failure:
+                self._fail(work, failure)
+                return self._hand_over(work, str(failure))
+            if token is None:
+                self._stop(work)
+                return None
+            self._add(token, work.end)
+            if len(self._generated) == self.max_tokens:
+                self._stop(work)
+                return None
+            if self._moves(work.end):
+                self._stop(work)
+                return self._hand_over(work, None)
+            work.ask()
+
+    def _add(self, token: Token, source: End) -> None:
+        now, record = self._now(), self.record
+        if record.ttft_s is None:
+            record.ttft_s = now
+        due = record.ttft_s + len(self._generated) / self.reading_rate
+        self._generated.append(token)
+        record.tokens.append(StreamedToken(token.index, token.text, token.id, source, now, max(now, due)))
+        self.news.set()
+
+    def _moves(self, source: End) -> bool:
+        """Whether the rule hands over now; a refusal is recorded once for each reason."""
+        rule, record = self.rule, self.record
+        target = None if rule is None else rule.target
+        if rule is None or target is None or target is source or record.migrated_at or target in self._failed:
+            return False
+        prompt_tokens, generated = self.ends[target].count(self.prompt), len(self._generated)
+        if not bool(rule.moves(prompt_tokens, generated, self._now() - (record.ttft_s or 0.0))):
+            return False
+        refusal = self._refusal(target)
+        if refusal and refusal not in record.refusals:
+            record.refusals.append(refusal)
+        return refusal is None
+
+    def _refusal(self, target: End) -> str | None:
+        end, n = self.ends[target], len(self._generated)
+        if n and not end.continues:
+            return f"{end.name} cannot continue an open assistant turn"
+        whole = end.count(self.prompt) + self.max_tokens
+        if end.context is not None and whole > end.context:
+            return f"{end.name}: prompt and answer need {whole} tokens of context, it has {end.context}"
+        return None
+
+    def _hand_over(self, source: _Work, reason: str | None) -> _Work:
+        """HANDOVER: the other end continues exactly where this one stopped."""
+        target = End(1 - source.end)
+        refusal = self._refusal(target)
+        if target in self._failed or refusal:
+            if refusal:
+                self.record.refusals.append(refusal)
+            raise self._both_failed()
+        self.record.handovers.append(HandOver(len(self._generated), source.end, target, self._now(), reason))
+        return self._begin(target, failover=reason is not None)
+
+    def _begin(self, end: End, *, failover: bool = False) -> _Work:
+        generated = tuple(self._generated)
+        prefix = Prefix(self.prompt, generated, self.max_tokens - len(generated), self.seed)
+        endpoint, record = self.ends[end], self.record
+        charged = endpoint.count(self.prompt) + len(generated)
+        record.prefill[end] += charged
+        record.failover_prefill[end] += charged * failover
+        record.started[end] |= not generated
+        work = _Work(end, endpoint, prefix, self.stall_s)
+        self._works.append(work)
+        return work
+
+    def _fail(self, work: _Work, failure: BaseException) -> None:
+        if not isinstance(failure, EndpointError):
+            raise failure
+        self._failed.add(work.end)
+        self.record.failures.append(failure)
+        self._stop(work)
+
+    def _lose(self, losers: list[_Work]) -> None:
+        for work in losers:
+            if work.next.done() and work.next.exception() is None:
+                work.made -= 1  # made at the winner's own instant: it is cancelled there, before it counts
+            self._stop(work)
+
+    def _stop(self, work: _Work) -> None:
+        """Cancel in the background: the reader does not wait for it, the end of the run does."""
+        if work in self._works:
+            self._works.remove(work)
+            self.record.decode[work.end] += work.made
+            self._closing.append(asyncio.create_task(work.close()))
+
+    def _both_failed(self) -> StreamError:
+        why = "; ".join(map(str, [*self.record.failures, *self.record.refusals])) or "no end could be started"
+        return StreamError(f"neither end could go on after {len(self._generated)} tokens: {why}")
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time() - self.start
+
+    async def _first_of(self, awaited: list[asyncio.Future[Token | None]], at: float | None) -> None:
+        """Wake at the first of some tokens or at a time, with all that happened at that instant seen."""
+        loop = asyncio.get_running_loop()
+        timer = None if at is None else loop.create_task(until(self.start + at))
+        try:
+            events: list[asyncio.Future[Token | None] | asyncio.Task[None]] = [*awaited]
+            await asyncio.wait(events + ([timer] if timer else []), return_when=asyncio.FIRST_COMPLETED)
+            for _ in range(2):
+                await asyncio.sleep(0)
+        finally:
+            if timer:
+                timer.cancel()
+
+
+async def until(when: float) -> None:
+    """Sleep until a loop time exactly: an absolute deadline does not drift as sums of sleeps do."""
+    loop = asyncio.get_running_loop()
+    if when <= loop.time():
+        return
+    woken: asyncio.Future[None] = loop.create_future()
+    handle = loop.call_at(when, woken.set_result, None)
+    try:
+        await woken
+    finally:
+        handle.cancel()

@@ -1,0 +1,100 @@
+"""When generation moves from one end to the other in mid-answer, and what moves with it.
+
+Symbols: l prompt length, n tokens generated so far, N the answer's length, r_c the reading rate, t_m the time the
+target needs to take over, c_s^p ... c_d^d the prices.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from disco_core import checks
+from disco_core.checks import Floats, Ints
+from disco_core.cost import CostModel, End
+from disco_core.delivery import READING_RATE
+from disco_core.latency import DeviceProfile, TTFTDistribution
+from disco_core.workload import LengthDistribution
+
+
+@dataclass(frozen=True, eq=False)
+class MigrationRule:
+    """DiSCo's rule, looked at at every generated token: move when it saves and when the reader will not notice.
+
+    cost            prices; generation moves from the dearer decode to the cheaper
+    output_tokens   answer lengths seen so far, for `E[N - n | N > n]`
+    server_ttft     F: as a target the server takes over within its `takeover_quantile`
+    device          profile: as a target the device takes over in `T_d(l + n)`
+    reading_rate    r_c, tokens per second
+    """
+
+    cost: CostModel
+    output_tokens: LengthDistribution
+    server_ttft: TTFTDistribution
+    device: DeviceProfile
+    reading_rate: float = READING_RATE
+    takeover_quantile: float = 0.95
+
+    def __post_init__(self) -> None:
+        kinds: dict[str, type[Any]] = {
+            "cost": CostModel,
+            "output_tokens": LengthDistribution,
+            "server_ttft": TTFTDistribution,
+            "device": DeviceProfile,
+        }
+        for name, expected in kinds.items():
+            checks.kind(getattr(self, name), expected, name)
+        checks.positive(self.reading_rate, "reading_rate")
+        checks.fraction(self.takeover_quantile, "takeover_quantile")
+
+    @property
+    def target(self) -> End | None:
+        """The end with the cheaper decode, to which generation moves; None where they cost the same."""
+        saved = self.cost.server_decode - self.cost.device_decode
+        return None if saved == 0 else End.DEVICE if saved > 0 else End.SERVER
+
+    def expected_remaining(self, generated: ArrayLike) -> Floats:
+        """`E[N - n | N > n]` of the lengths seen, same shape as n; 0 beyond the longest."""
+        n = np.minimum(np.asarray(generated), self._remaining.size - 1)
+        left: Floats = self._remaining[n]
+        return left
+
+    def saves(self, prompt_tokens: ArrayLike, generated: ArrayLike) -> NDArray[np.bool_]:
+        """Whether the expected saving exceeds the target's prefill of prompt and generated tokens."""
+        cost, prefilled = self.cost, np.asarray(prompt_tokens) + np.asarray(generated)
+        saved = abs(cost.server_decode - cost.device_decode) * self.expected_remaining(generated)
+        price = cost.device_prefill if self.target is End.DEVICE else cost.server_prefill
+        worth: NDArray[np.bool_] = np.asarray(saved > price * prefilled) & (self.target is not None)
+        return worth
+
+    def buffer_needed(self, prompt_tokens: ArrayLike, generated: ArrayLike) -> Ints:
+        """`B = ceil(r_c t_m)`: tokens the reader must have in hand while the target takes over."""
+        if self.target is End.DEVICE:
+            takeover_s: ArrayLike = self.device.ttft(np.asarray(prompt_tokens) + np.asarray(generated))
+        else:
+            takeover_s = self._server_takeover_s
+        return np.ceil(self.reading_rate * np.asarray(takeover_s)).astype(np.int64)
+
+    def moves(self, prompt_tokens: ArrayLike, generated: ArrayLike, elapsed_s: ArrayLike) -> NDArray[np.bool_]:
+        """Whether to hand over now, at the n-th token, `elapsed_s` after the first; arguments broadcast."""
+        due = np.floor(np.asarray(elapsed_s) * self.reading_rate) + 1
+        enough = np.asarray(generated) - due >= self.buffer_needed(prompt_tokens, generated)
+        now: NDArray[np.bool_] = self.saves(prompt_tokens, generated) & enough
+        return now
+
+    @cached_property
+    def _remaining(self) -> Floats:
+        # sums over N > n for every n at once: shorter answers say nothing of those still running
+        lengths, counts = self.output_tokens.tokens, self.output_tokens.counts
+        n = np.arange(lengths[-1] + 1)
+        first = np.searchsorted(lengths, n, side="right")
+        longer = np.concatenate([np.cumsum(counts[::-1])[::-1], [0]])[first]
+        total = np.concatenate([np.cumsum((lengths * counts)[::-1])[::-1], [0]])[first]
+        left: Floats = np.divide(total - n * longer, longer, out=np.zeros(n.size), where=longer > 0)
+        return left
+
+    @cached_property
+    def _server_takeover_s(self) -> float:
+        return float(self.server_ttft.quantile(self.takeover_quantile))

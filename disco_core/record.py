@@ -1,0 +1,62 @@
+"""What a live stream leaves behind: its tokens, who made them when, hand-overs, charges and failures."""
+
+from dataclasses import dataclass, field
+
+from disco_core.cost import End
+from disco_core.errors import EndpointError, StreamError
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedToken:
+    """A token as the reader gets it: made by `source` at `generated_s`, released at `released_s`."""
+
+    index: int
+    text: str
+    id: int | None
+    source: End
+    generated_s: float
+    released_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """A change of end after `at` tokens; `reason` is None for a migration, the failure otherwise."""
+
+    at: int
+    source: End
+    target: End
+    time_s: float
+    reason: str | None = None
+
+
+@dataclass
+class Record:
+    """What happened. Unknown is None. Charges are tokens per end, in the order of `End`.
+
+    prefill, decode    charged: full prefixes of all work that was started, and every token that was made
+    failover_prefill   the part of prefill that only a failure caused, apart from the budget
+    refusals           why a hand-over the rule wanted did not happen, once each
+    """
+
+    ttft_s: float | None = None
+    winner: End | None = None
+    tokens: list[StreamedToken] = field(default_factory=list)
+    handovers: list[HandOver] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
+    started: list[bool] = field(default_factory=lambda: [False, False])
+    prefill: list[int] = field(default_factory=lambda: [0, 0])
+    decode: list[int] = field(default_factory=lambda: [0, 0])
+    failover_prefill: list[int] = field(default_factory=lambda: [0, 0])
+    failures: list[EndpointError] = field(default_factory=list)
+    error: StreamError | None = None
+    complete: bool = False
+
+    @property
+    def migrated_at(self) -> int:
+        """Tokens generated at the migration, 0 without one."""
+        return next((one.at for one in self.handovers if one.reason is None), 0)
+
+    @property
+    def delay_num(self) -> int:
+        """Tokens generated after they were due."""
+        return sum(token.generated_s == token.released_s for token in self.tokens if token.index)

@@ -1,0 +1,104 @@
+"""A plan and a rule over two live endpoints: one answer that the reader sees, at the reader's pace."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+
+import numpy as np
+
+from disco_core import checks
+from disco_core.cost import End
+from disco_core.delivery import READING_RATE
+from disco_core.dispatch import DispatchPlan
+from disco_core.endpoints.base import Endpoint, Prompt
+from disco_core.errors import InputError
+from disco_core.machine import Machine, until
+from disco_core.migration import MigrationRule
+from disco_core.record import Record, StreamedToken
+
+
+def stream(
+    prompt: Prompt,
+    *,
+    plan: DispatchPlan,
+    server: Endpoint,
+    device: Endpoint,
+    rule: MigrationRule | None = None,
+    max_tokens: int = 256,
+    rng: np.random.Generator | None = None,
+    start_s: float | None = None,
+    reading_rate: float | None = None,
+    wait: bool = True,
+    stall_s: float = 30.0,
+    seed: int | None = None,
+) -> "Run":
+    """One answer from two ends: iterate over the result with `async for`, then read its `.record`.
+
+    start_s        loop time the request was meant to start; by default when it is first iterated
+    reading_rate   r_c of the pace, tokens per second; by default the rule's, or Andes' 4.8
+    wait           release tokens at the reader's pace; False yields them as they are made, with the same times
+    stall_s        an end that sends nothing for so long has failed
+    InputError for a bad argument at once; StreamError from the iteration once both ends have failed.
+    """
+    checks.kind(plan, DispatchPlan, "plan")
+    if rule is not None:
+        checks.kind(rule, MigrationRule, "rule")
+    if len(prompt) == 0:
+        raise InputError("prompt must not be empty")
+    rate = reading_rate if reading_rate is not None else READING_RATE if rule is None else rule.reading_rate
+    scarce = (server, device)[plan.constraint.end if plan.constraint else End.DEVICE]
+    delays = plan.draw(np.array([scarce.count(prompt)]), rng)[:, 0]
+    machine = Machine(
+        prompt,
+        (server, device),
+        (float(delays[End.SERVER]), float(delays[End.DEVICE])),
+        rule,
+        checks.count(max_tokens, "max_tokens"),
+        checks.positive(rate, "reading_rate"),
+        checks.positive(stall_s, "stall_s"),
+        seed,
+    )
+    return Run(machine, start_s, wait)
+
+
+class Run:
+    """An answer in the making: an async iterator of `StreamedToken`, and its `record`."""
+
+    def __init__(self, machine: "Machine", start_s: float | None, wait: bool) -> None:
+        self._machine, self._start_s, self._wait = machine, start_s, wait
+        self._iterator: AsyncGenerator[StreamedToken, None] | None = None
+
+    @property
+    def record(self) -> Record:
+        """What has happened so far; final once the iteration has ended."""
+        return self._machine.record
+
+    def __aiter__(self) -> AsyncIterator[StreamedToken]:
+        self._iterator = self._iterator or self._released()
+        return self._iterator
+
+    async def aclose(self) -> None:
+        """The reader's cancel: returns once both ends have confirmed that they stopped."""
+        if self._iterator is not None:
+            await self._iterator.aclose()
+
+    async def _released(self) -> AsyncGenerator[StreamedToken, None]:
+        machine, loop = self._machine, asyncio.get_running_loop()
+        machine.start = loop.time() if self._start_s is None else self._start_s
+        producer = asyncio.create_task(machine.run())
+        producer.add_done_callback(lambda _: machine.news.set())
+        tokens = machine.record.tokens
+        try:
+            for index in range(machine.max_tokens):
+                while len(tokens) <= index and not producer.done():
+                    machine.news.clear()
+                    await machine.news.wait()
+                if len(tokens) <= index:
+                    break
+                if self._wait:
+                    await until(machine.start + tokens[index].released_s)
+                yield tokens[index]
+            await producer
+        finally:
+            producer.cancel()
+            await asyncio.wait([producer])
+            await machine.close()
