@@ -1,6 +1,7 @@
 """DiSCo: one streamed answer from two ends, a model on the device and one on a server.
 
-A plan says when each end starts; the same plan drives every figure. Start with `TTFTDistribution` and
+A plan says when each end starts, a rule says when generation moves; the same plan and rule drive every figure and
+every live `stream`. Start with `TTFTDistribution` and
 `DeviceProfile` for how fast the ends are, make a `DispatchPlan` with one of the `plan_*` functions, and
 `simulate` it over a `Workload`.
 """
@@ -36,7 +37,9 @@ from disco_core.errors import (
 )
 from disco_core.latency import DeviceProfile, ServerProfile, TTFTDistribution
 from disco_core.migration import MigrationRule
+from disco_core.record import HandOver, Record, StreamedToken
 from disco_core.simulate import Result, simulate
+from disco_core.stream import Run, stream
 from disco_core.workload import LengthDistribution, Workload
 
 __all__ = [
@@ -50,16 +53,20 @@ __all__ = [
     "DispatchPlan",
     "End",
     "EndpointError",
+    "HandOver",
     "InputError",
     "Ledger",
     "LengthDistribution",
     "MigrationRule",
     "ProtocolError",
+    "Record",
     "RefusedError",
     "Result",
+    "Run",
     "ServerProfile",
     "StalledError",
     "StreamError",
+    "StreamedToken",
     "TTFTDistribution",
     "TraceError",
     "Workload",
@@ -73,5 +80,6 @@ __all__ = [
     "quality_of_experience",
     "release",
     "simulate",
+    "stream",
     "time_between_tokens",
 ]

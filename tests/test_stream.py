@@ -10,8 +10,8 @@ from strategies import plans
 from test_migration import rules
 
 import disco_core as dc
+from disco_core import stream
 from disco_core.endpoints.replay import Failure, ReplayEndpoint
-from disco_core.stream import stream
 
 MS = st.integers(1, 40).map(lambda ms: ms / 1000)
 DEVICE = dc.DeviceProfile(500.0, 25.0)
