@@ -8,6 +8,7 @@ in seconds since the request was meant to start.
 
 import asyncio
 import math
+from dataclasses import replace
 
 from disco_core.cost import End
 from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token
@@ -195,9 +196,13 @@ class Machine:
         return self._begin(target, failover=reason is not None)
 
     def _begin(self, end: End, *, failover: bool = False) -> _Work:
-        generated = tuple(self._generated)
-        prefix = Prefix(self.prompt, generated, self.max_tokens - len(generated), self.seed)
         endpoint, record = self.ends[end], self.record
+        generated = tuple(
+            # ids mean something to ends of one vocabulary only; the others read the text again
+            token if self.ends[made.source].vocabulary == endpoint.vocabulary else replace(token, id=None)
+            for token, made in zip(self._generated, record.tokens, strict=True)
+        )
+        prefix = Prefix(self.prompt, generated, self.max_tokens - len(generated), self.seed)
         charged = endpoint.count(self.prompt) + len(generated)
         record.prefill[end] += charged
         record.failover_prefill[end] += charged * failover

@@ -3,6 +3,7 @@
 import asyncio
 
 import numpy as np
+import pytest
 from clock import run
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
@@ -133,6 +134,23 @@ def test_the_readers_cancel_ends_both_ends(l, first, plan, rule, after):
 
     assert run(leave()) == (0, 0)
     assert live.record.handovers == [one for one in live.record.handovers if one.reason is None]
+
+
+@pytest.mark.parametrize("vocabulary", ["integers", "other"])
+def test_ids_move_between_equal_vocabularies_only(vocabulary):
+    cost = dc.CostModel(0, 1e-7, 1e-6, 1e-6)
+    rule = dc.MigrationRule(cost, dc.LengthDistribution([200], [1]), dc.TTFTDistribution([0.3]), DEVICE)
+    server, device = ends(0.3, 100)
+    server.vocabulary = vocabulary
+    live = stream([0] * 20, plan=dc.plan_device_only(), server=server, device=device, rule=rule, max_tokens=100)
+    tokens, error = run(collect(live))
+    assert error is None
+    assert "".join(token.text for token in tokens) == "".join(f"{i} " for i in range(100))
+    at = live.record.migrated_at
+    assert at > 0
+    moved = server.seen[0].generated
+    assert [token.text for token in moved] == [token.text for token in tokens[:at]]
+    assert [token.id for token in moved] == (list(range(at)) if vocabulary == "integers" else [None] * at)
 
 
 def test_a_refused_hand_over_says_why():

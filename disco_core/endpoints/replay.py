@@ -91,8 +91,9 @@ class ReplayEndpoint:
 
     def _check(self, prefix: Prefix) -> None:
         """A prefix is the prompt, every token so far and the budget that is left: nothing else, nothing less."""
-        generated = [token.id for token in prefix.generated]
+        generated = [token.index for token in prefix.generated]
         assert generated == list(range(len(generated))), f"{self.name} was given {generated}"
+        assert all(token.id in (None, token.index) for token in prefix.generated)
         if self.seen:
             earlier = self.seen[0]
             whole = earlier.max_tokens + len(earlier.generated)

@@ -1,0 +1,116 @@
+"""An end behind an emulated network: what it sends arrives as late, and as bundled, as from a public service."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
+
+import numpy as np
+
+from disco_core import checks
+from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token
+from disco_core.errors import InputError
+from disco_core.latency import TTFTDistribution
+
+News = Token | Exception | None
+
+
+class LastHop:
+    """One request to an endpoint over a network: TTFT is the larger of X and the endpoint's own.
+
+    The first token is held until X seconds after the request, and those behind it arrive later by as much, so that
+    they keep the endpoint's own gaps. X is drawn from `ttft` by (seed, request): the same whatever policy asks, and
+    another draw for a hand-over within the request, whenever it comes.
+
+    request   number of the request, from 0; make one LastHop for each
+    bursts    tokens that arrive together after the first, one of these sizes at random each time; None: one by one
+
+    Times that come through here are emulated, and `name` says so.
+    """
+
+    emulated = True
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        ttft: TTFTDistribution,
+        seed: int,
+        request: int = 0,
+        bursts: Sequence[int] | None = None,
+    ) -> None:
+        for name, value in (("seed", seed), ("request", request)):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+                raise InputError(f"{name} must be a whole number of at least 0, got {value!r:.80}")
+        self.endpoint, self.ttft = endpoint, checks.kind(ttft, TTFTDistribution, "ttft")
+        self.seed, self.request = int(seed), int(request)
+        self.bursts = None if bursts is None else checks.tokens(bursts, "bursts")
+        self.name = f"{endpoint.name} (emulated last hop)"
+        self.vocabulary, self.context, self.continues = endpoint.vocabulary, endpoint.context, endpoint.continues
+
+    def held_s(self, *, takeover: bool = False) -> float:
+        """X of this request in seconds, or of a hand-over within it."""
+        return float(self.ttft.sample(1, self._draws(takeover))[0])
+
+    def count(self, prompt: Prompt) -> int:
+        """Tokens of a prompt, as the endpoint counts them."""
+        return self.endpoint.count(prompt)
+
+    async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+        """The endpoint's tokens, when they arrive."""
+        arrives = asyncio.get_running_loop().time() + self.held_s(takeover=bool(prefix.generated))
+        arrived: asyncio.Queue[tuple[float, News]] = asyncio.Queue()
+        carrier = asyncio.create_task(self._carry(prefix, arrives, arrived))
+        try:
+            while True:
+                when, news = await arrived.get()
+                await _until(when)
+                if news is None:
+                    return
+                if isinstance(news, Exception):
+                    raise news
+                yield news
+        finally:
+            carrier.cancel()
+            await asyncio.wait([carrier])
+
+    async def _carry(self, prefix: Prefix, arrives: float, arrived: "asyncio.Queue[tuple[float, News]]") -> None:
+        """Take what the endpoint makes, and note when it arrives: a failure before the first token at once."""
+        loop, late = asyncio.get_running_loop(), 0.0
+        sizes = self._sizes(takeover=bool(prefix.generated))
+        wanted, bundle, first = next(sizes), list[Token](), True
+        ended: Exception | None = None
+        try:
+            async with aclosing(self.endpoint.generate(prefix)) as tokens:
+                async for token in tokens:
+                    now = loop.time()
+                    when = max(now, arrives) if first else now + late
+                    late, first = when - now, False
+                    bundle.append(token)
+                    if len(bundle) == wanted:
+                        for one in bundle:
+                            arrived.put_nowait((when, one))
+                        wanted, bundle = next(sizes), []
+        except Exception as failure:
+            ended = failure
+        for rest in [*bundle, ended]:
+            arrived.put_nowait((loop.time() + late, rest))
+
+    def _draws(self, takeover: bool) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.request, int(takeover)])
+
+    def _sizes(self, takeover: bool) -> Iterator[int]:
+        draws = self._draws(takeover).spawn(1)[0]
+        yield 1  # the first token waits for no other
+        while True:
+            yield 1 if self.bursts is None else int(draws.choice(self.bursts))
+
+
+async def _until(when: float) -> None:
+    """Sleep until a loop time exactly."""
+    loop = asyncio.get_running_loop()
+    if when > loop.time():
+        woken: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_at(when, woken.set_result, None)
+        try:
+            await woken
+        finally:
+            timer.cancel()

@@ -1,0 +1,304 @@
+"""A model in this process: llama-cpp-python, one owner thread, work that can be cancelled in the middle of a prefill.
+
+The model's context belongs to one thread, which does one piece of work after the other; everybody else hands it work
+and gets tokens back through queues. The vocabulary never changes and is read from any thread.
+"""
+
+import asyncio
+import atexit
+import codecs
+import ctypes
+import hashlib
+import logging
+import queue
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Future
+from contextlib import closing, redirect_stderr, suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from disco_core import checks
+from disco_core.endpoints.base import Prefix, Prompt, Token
+from disco_core.errors import CutError, EndpointError, InputError, RefusedError
+
+if TYPE_CHECKING:
+    from llama_cpp import Llama
+
+BATCH = 32  # prompt tokens per step: no slower here than 512, and a cancel waits for one operation of one step
+PROBE = (
+    "The quick brown fox, 3.14159 and 2,718; don't\n\n\tindent  twice… naïve façade — Größe, Київ, Ελλάδα, "
+    "東京で寿司, 안녕하세요, שלום, مرحبا, नमस्ते 🌱🚀👩‍🔬 def f(x): return {'a': [x ** 2, not None]} "
+    "<|im_start|><|im_end|><|endoftext|><start_of_turn><end_of_turn><|eot_id|></s><think>"
+)
+
+
+def fingerprint(vocabulary_size: int, probe_ids: Sequence[int]) -> str:
+    """A vocabulary in short: its size, and a hash of the ids it gives to `PROBE` with special tokens parsed."""
+    return f"{vocabulary_size}-{hashlib.sha256(repr(list(probe_ids)).encode()).hexdigest()[:16]}"
+
+
+def model_file(path: Path | str) -> Path:
+    """The path of a GGUF file; InputError if there is none or it is something else."""
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise InputError(f"model_path must be a GGUF file, got {str(path)!r}: {error.strerror}") from None
+    if magic != b"GGUF":
+        raise InputError(f"model_path must be a GGUF file, got {str(path)!r}, which begins with {magic!r}")
+    return path
+
+
+def parts(prefix: Prefix) -> list[str | list[int]]:
+    """What is prefilled, as pieces to tokenise and join: ids as they are where known, otherwise text.
+
+    The generated tokens go in as ids if every one has its id, and as text glued to the prompt's if one has none: so
+    a source with another vocabulary must not have its ids in the prefix.
+    """
+    prompt = prefix.prompt if isinstance(prefix.prompt, str) else [int(id) for id in prefix.prompt]
+    ids = [token.id for token in prefix.generated if token.id is not None]
+    if len(ids) == len(prefix.generated):
+        return [prompt, ids]
+    text = "".join(token.text for token in prefix.generated)
+    return [prompt + text] if isinstance(prompt, str) else [prompt, text]
+
+
+def admit(name: str, prefix: Prefix, ids: Sequence[int], vocabulary_size: int, context: int | None) -> None:
+    """RefusedError unless the ids are a prompt of this vocabulary, and fit the context with what may follow."""
+    if not ids:
+        raise RefusedError(name, "the prompt must not be empty")
+    if prefix.max_tokens < 1:
+        raise RefusedError(name, f"max_tokens must be at least 1, got {prefix.max_tokens}")
+    strange = next((id for id in ids if not 0 <= id < vocabulary_size), None)
+    if strange is not None:
+        raise RefusedError(name, f"token ids must be from 0 to {vocabulary_size - 1}, got {strange}")
+    whole = len(ids) + prefix.max_tokens
+    if context is not None and whole > context:
+        raise RefusedError(name, f"prompt and answer need {whole} tokens of context, it has {context}")
+
+
+@dataclass(eq=False)
+class _Job:
+    """A piece of work on its way to the owner thread, and the way back to the loop that waits for it."""
+
+    ids: list[int]
+    prefix: Prefix
+    loop: asyncio.AbstractEventLoop
+    news: "asyncio.Queue[Token | EndpointError | None]" = field(default_factory=asyncio.Queue)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    start: threading.Lock = field(default_factory=threading.Lock)  # taken once: by the owner or by an early cancel
+    flag: Any = field(default_factory=lambda: ctypes.create_string_buffer(2))  # "" goes on, any text aborts
+
+    def cancel(self) -> None:
+        self.flag[0] = b"!"
+
+    @property
+    def cancelled(self) -> bool:
+        return bool(self.flag.value)
+
+    def tell(self, news: Token | EndpointError) -> None:
+        self._call(self.news.put_nowait, news)
+
+    def end(self) -> None:
+        self._call(self.news.put_nowait, None)
+        self._call(self.ended.set)
+
+    def _call(self, function: Any, *arguments: Any) -> None:
+        try:
+            self.loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # its loop is closed: nobody listens any more
+            self.cancel()
+
+
+class LlamaCppEndpoint:
+    """An end in this process. Close it, or use it as a context manager, `async` or not.
+
+    model_path     GGUF file; InputError if it is missing, something else, or cannot be loaded
+    n_threads      threads that compute
+    n_ctx          tokens of prompt and answer that fit, at most what the model was trained with
+    temperature    0 is greedy
+    confirmed      tokens it has really processed, cancelled work included
+
+    Prompts are taken as they are built: special tokens are parsed, and a BOS that the prompt already has is not
+    doubled. Every piece of work starts from an empty state, so that no prefix is ever reused.
+    """
+
+    def __init__(
+        self,
+        model_path: Path | str,
+        n_threads: int = 1,
+        n_ctx: int = 2048,
+        name: str = "llama.cpp",
+        temperature: float = 0.0,
+    ) -> None:
+        self.name, self.continues, self.confirmed = name, True, 0
+        self.temperature = checks.number(temperature, "temperature")
+        self._path = model_file(model_path)
+        self._options = {"n_ctx": checks.count(n_ctx, "n_ctx"), "n_threads": checks.count(n_threads, "n_threads")}
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._open: set[_Job] = set()
+        self._closed = False
+        loaded: Future[Llama] = Future()
+        self._owner = threading.Thread(target=self._own, args=(loaded,), name=name, daemon=True)
+        self._owner.start()
+        self._llama = loaded.result()
+        atexit.register(self.close)  # a daemon thread inside a model's step would not survive the interpreter's end
+        self._tokenize = lru_cache(maxsize=4096)(self._tokenized)
+        self._size: int = self._llama.n_vocab()
+        self.context: int | None = self._llama.n_ctx()
+        self.vocabulary = fingerprint(self._size, self._tokenize(PROBE, False))
+
+    def count(self, prompt: Prompt) -> int:
+        """Tokens of a prompt as built, a BOS that the model asks for included."""
+        return len(self._tokenize(prompt, True)) if isinstance(prompt, str) else len(prompt)
+
+    async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+        """The tokens that follow, up to the end of the turn. Closing stops even a prefill within milliseconds."""
+        ids: list[int] = []
+        for i, part in enumerate(parts(prefix)):
+            ids += self._tokenize(part, i == 0) if isinstance(part, str) else part
+        admit(self.name, prefix, ids, self._size, self.context)
+        if self._closed:
+            raise RefusedError(self.name, "it is closed")
+        job = _Job(ids, prefix, asyncio.get_running_loop())
+        self._open.add(job)
+        self._jobs.put(job)
+        try:
+            while (news := await job.news.get()) is not None:
+                if isinstance(news, EndpointError):
+                    raise news
+                yield news
+        finally:
+            job.cancel()
+            if not job.start.acquire(blocking=False):
+                await job.ended.wait()
+            self._open.discard(job)
+
+    def close(self) -> None:
+        """Stop what runs, refuse what waits, give the memory back. Safe to call again."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        for job in list(self._open):
+            job.cancel()
+        self._jobs.put(None)
+        self._owner.join()
+
+    def __enter__(self) -> "LlamaCppEndpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    async def __aenter__(self) -> "LlamaCppEndpoint":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._path.name!r}, {self.name!r})"
+
+    def _tokenized(self, text: str, special: bool) -> tuple[int, ...]:
+        """Ids of a text; `special`: it begins a prompt, and gets the BOS the model asks for unless it has one."""
+        if self._closed:
+            raise RefusedError(self.name, "it is closed")
+        ids = self._llama.tokenize(text.encode(), add_bos=special, special=True)
+        doubled = special and ids[:2] == [self._llama.token_bos()] * 2
+        return tuple(ids[1:] if doubled else ids)
+
+    # what follows runs in the owner thread
+
+    def _own(self, loaded: "Future[Llama]") -> None:
+        try:
+            llama = self._load()
+        except BaseException as error:
+            loaded.set_exception(error)
+            return
+        loaded.set_result(llama)
+        with closing(llama):
+            while (job := self._jobs.get()) is not None:
+                self._work(llama, job)
+        with suppress(queue.Empty):  # work that came in while it was closing
+            while True:
+                late = self._jobs.get_nowait()
+                if late is not None:
+                    late.tell(RefusedError(self.name, "it is closed"))
+                    late.end()
+
+    def _load(self) -> "Llama":
+        try:
+            from llama_cpp import Llama
+        except ImportError as error:
+            raise InputError("a model in this process needs the package llama-cpp-python") from error
+        threads = self._options["n_threads"]
+        try:
+            with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are meant as they are
+                llama = Llama(
+                    model_path=str(self._path),
+                    n_threads_batch=threads,
+                    n_batch=BATCH,
+                    n_ubatch=BATCH,
+                    verbose=False,
+                    **self._options,
+                )
+        except (ValueError, RuntimeError) as error:
+            raise InputError(f"model_path {str(self._path)!r} cannot be loaded: {error}") from None
+        trained = llama._model.n_ctx_train()
+        if self._options["n_ctx"] > trained:
+            llama.close()
+            raise InputError(f"n_ctx must be at most {trained} for {self._path.name}, got {self._options['n_ctx']}")
+        return llama
+
+    def _work(self, llama: "Llama", job: _Job) -> None:
+        """One piece of work from an empty state. Whatever happens, the thread lives and the end is confirmed."""
+        try:
+            if job.start.acquire(blocking=False):
+                self._generate(llama, job)
+        except Exception as error:
+            what = "it was stopped" if job.cancelled else f"{type(error).__name__}: {error}"
+            job.tell(CutError(self.name, what))
+        finally:
+            job.end()
+
+    def _generate(self, llama: "Llama", job: _Job) -> None:
+        from llama_cpp import llama_set_abort_callback, llama_vocab_is_eog
+
+        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # it reports every cancel as an error
+        llama.reset()
+        llama.set_seed(0 if job.prefix.seed is None else job.prefix.seed)
+        llama_set_abort_callback(llama.ctx, _abort(), ctypes.cast(job.flag, ctypes.c_void_p))
+        text = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in several tokens
+        ids_known = [token.id for token in job.prefix.generated]
+        if None not in ids_known:
+            text.decode(llama._model.detokenize(ids_known))
+        first, budget = len(ids_known), job.prefix.max_tokens
+        try:
+            with closing(llama.generate(job.ids, temp=self.temperature)) as ids:
+                for index, id in enumerate(islice(ids, budget), first):
+                    if llama_vocab_is_eog(llama._model.vocab, id):
+                        break
+                    job.tell(Token(index, text.decode(llama._model.detokenize([id])), id))
+                    if job.cancelled:
+                        raise CutError(self.name, "it was stopped")
+        finally:
+            self.confirmed += llama.n_tokens
+
+
+@lru_cache(maxsize=1)
+def _abort() -> Any:
+    """llama.cpp asks this after every operation: `bool (*)(void *)`, here C's `strlen` of the job's flag.
+
+    A Python function would have to get the interpreter's lock some six hundred times a token.
+    """
+    from llama_cpp import ggml_abort_callback
+
+    strlen = ctypes.CDLL("msvcrt" if hasattr(ctypes, "windll") else None).strlen
+    return ctypes.cast(strlen, ggml_abort_callback)

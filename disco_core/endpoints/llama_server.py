@@ -1,0 +1,326 @@
+"""A llama.cpp server over its native `/completion`: token ids in, token ids out, a cancel that is confirmed.
+
+What it sends, and what becomes of it:
+
+- It holds back the tokens of an unfinished character and names only the last of them. `tokens_predicted` tells how
+  many there were, and the character's own ids, asked for with `/tokenize`, say which.
+- It names the token that ended the turn in an event without text: such an event waits for the next one.
+- It notices a closed connection only when it writes. It is asked to report its progress, so that it also writes
+  during a prefill, after every batch.
+- It drops idle connections now and then. A disconnect before any byte on a connection that was used before is
+  stale, not a failure: the request is sent once more on a new one.
+"""
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import lru_cache
+from typing import Any
+
+import httpx
+
+from disco_core import checks
+from disco_core.endpoints.base import Prefix, Prompt, Token
+from disco_core.endpoints.llama_cpp import PROBE, admit, fingerprint, parts
+from disco_core.endpoints.wire import BYTES_PER_TOKEN, Events, refusal, secret, transport_failure, without
+from disco_core.errors import CutError, EndpointError, ProtocolError, RefusedError
+
+QUESTION_S = 2.0  # most seconds for a question that blocks
+BROKEN = "\N{REPLACEMENT CHARACTER}"
+
+
+class LlamaServerEndpoint:
+    """An end behind a llama.cpp server. Its facts are asked for at once, so that a wrong address fails here.
+
+    url            of the server, such as `LocalServer.url`
+    api_key        where the server asks for one; it appears in no message and no record
+    deadline_s     seconds without a byte after which it has failed
+    confirm_s      seconds to wait for the confirmed end of a cancelled request
+    temperature    0 is greedy
+    stale_retries  requests that were sent again because an idle connection had been dropped
+    unconfirmed    cancelled requests whose end the server did not confirm in time
+    estimated      counts of a text that are four bytes a token, since the server could not be asked
+
+    RefusedError if it cannot be reached or used, ProtocolError if it is something else. `count` of a text asks the
+    server the first time, and blocks meanwhile (about a millisecond on the same machine).
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        name: str = "llama-server",
+        deadline_s: float = 30.0,
+        confirm_s: float = 5.0,
+        temperature: float = 0.0,
+    ) -> None:
+        self.name, self.url, self.continues = name, checks.kind(url, str, "url").rstrip("/"), True
+        self.temperature = checks.number(temperature, "temperature")
+        self.deadline_s = checks.positive(deadline_s, "deadline_s")
+        self.stale_retries = self.unconfirmed = self.estimated = 0
+        self.confirm_s = checks.positive(confirm_s, "confirm_s")
+        self._key = secret(api_key, name)
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
+        verify = httpx.create_ssl_context(trust_env=False) if self.url.startswith("https:") else False
+        self._http: dict[str, Any] = {"headers": headers, "verify": verify, "trust_env": False}
+        self._client: httpx.AsyncClient | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._tokenize = lru_cache(maxsize=4096)(self._tokenized)
+        try:
+            self._size = int(self._ask("GET", "/v1/models")["data"][0]["meta"]["n_vocab"])
+            self.context: int | None = int(self._ask("GET", "/props")["default_generation_settings"]["n_ctx"])
+            self._bos = self._tokenize("", True)
+            self.vocabulary = fingerprint(self._size, self._tokenize(PROBE, False))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ProtocolError(name, f"it does not speak as a llama.cpp server does ({error!r:.80})") from None
+
+    def count(self, prompt: Prompt) -> int:
+        """Tokens of a prompt as built, a BOS that the model asks for included; an estimate if the server is gone."""
+        if not isinstance(prompt, str):
+            return len(prompt)
+        try:
+            return len(self._tokenize(prompt, True))
+        except (
+            EndpointError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # for `generate` to report, so that the other end goes on
+            self.estimated += 1
+            return -(-len(prompt.encode()) // BYTES_PER_TOKEN)
+
+    async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+        """The tokens that follow, up to the end of the turn. Closing returns once the server's slot is free."""
+        ids: list[int] = []
+        for i, part in enumerate(parts(prefix)):
+            if isinstance(part, str):
+                part = list(await asyncio.to_thread(self._tokenize, part, i == 0))
+            ids += part
+        admit(self.name, prefix, ids, self._size, self.context)
+        seed = prefix.seed if self.temperature and prefix.seed is not None else secrets.randbelow(2**31)
+        request = {
+            "prompt": ids,
+            "n_predict": prefix.max_tokens,
+            "temperature": self.temperature,
+            "seed": seed,  # greedy decoding does not use it: it marks the slot, so that its end can be seen
+            "stream": True,
+            "return_tokens": True,
+            "return_progress": True,
+            "cache_prompt": False,
+        }
+        reader = _Reader(self, prefix)
+        try:
+            async with self._events(request) as events:
+                async for event in events:
+                    for token in await reader.read(event):
+                        yield token
+        except (GeneratorExit, asyncio.CancelledError):
+            if not reader.done:
+                await self._free(seed)
+            raise
+        if not reader.done:
+            raise CutError(self.name, "the stream ended without a stop reason")
+
+    async def text_of(self, ids: Sequence[int]) -> str:
+        """The text of ids; unfinished characters at either end as U+FFFD."""
+        found = await asyncio.to_thread(self._ask, "POST", "/detokenize", {"tokens": list(ids)})
+        return str(found["content"])
+
+    async def ids_of(self, text: str) -> tuple[int, ...]:
+        """The ids the server's tokenizer gives to a text, taken literally."""
+        return await asyncio.to_thread(self._tokenize, text, False, False)
+
+    async def aclose(self) -> None:
+        """Close the connections. They belong to an event loop; another one opens its own."""
+        if self._client is not None and self._loop is asyncio.get_running_loop():
+            await self._client.aclose()
+        self._client = None
+
+    async def __aenter__(self) -> "LlamaServerEndpoint":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.url!r}, name={self.name!r})"
+
+    def _new_client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=16)
+        return httpx.AsyncClient(timeout=httpx.Timeout(self.deadline_s), limits=limits, **self._http)
+
+    def _pool(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            self._client, self._loop = self._new_client(), loop
+        return self._client
+
+    @asynccontextmanager
+    async def _events(self, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+        """The events of one `/completion`; every failure as an EndpointError with this endpoint's name."""
+        async with AsyncExitStack() as stack:
+            try:
+                response = await self._send(request, stack)
+                if response.status_code != 200:
+                    raise self._refused(response, (await response.aread()).decode(errors="replace"))
+                kind = response.headers.get("content-type", "none")
+                if not kind.startswith("text/event-stream"):
+                    raise ProtocolError(self.name, f"it answered with {kind:.60}, not with a stream of events")
+                yield await stack.enter_async_context(aclosing(self._parsed(response)))
+            except httpx.HTTPError as error:
+                raise transport_failure(self.name, error) from None
+
+    async def _send(self, request: dict[str, Any], stack: AsyncExitStack) -> httpx.Response:
+        connected = False
+
+        async def trace(event: str, _: Any) -> None:
+            nonlocal connected
+            connected |= event == "connection.connect_tcp.started"
+
+        async def send(client: httpx.AsyncClient) -> httpx.Response:
+            address, extensions = f"{self.url}/completion", {"trace": trace}
+            message = client.build_request("POST", address, json=request, extensions=extensions)
+            response = await client.send(message, stream=True)
+            stack.push_async_callback(response.aclose)
+            return response
+
+        try:
+            return await send(self._pool())
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if connected:
+                raise
+            self.stale_retries += 1
+            return await send(await stack.enter_async_context(self._new_client()))
+
+    async def _parsed(self, response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
+        events = Events()
+        async for raw in response.aiter_raw():
+            try:
+                for data in events.feed(raw):
+                    if data == "[DONE]":  # says nothing of how the answer ended
+                        continue
+                    event = json.loads(data)
+                    if not isinstance(event, dict):
+                        raise ValueError(f"{data:.60}")
+                    yield event
+            except ValueError as error:
+                raise ProtocolError(self.name, f"it sent an event nobody can read: {error!s:.80}") from None
+
+    async def _free(self, seed: int) -> None:
+        """Wait until no slot works on the request any more; at most `confirm_s`."""
+        try:
+            async with asyncio.timeout(self.confirm_s):
+                while True:
+                    slots = (await self._pool().get(f"{self.url}/slots")).json()
+                    if not any(slot["is_processing"] and slot["params"]["seed"] == seed for slot in slots):
+                        return
+                    await asyncio.sleep(0.005)
+        except (httpx.HTTPError, TimeoutError, KeyError, TypeError, ValueError):
+            self.unconfirmed += 1
+
+    def _tokenized(self, text: str, opening: bool, special: bool = True) -> tuple[int, ...]:
+        request = {"content": text, "add_special": opening, "parse_special": special}
+        ids = [int(id) for id in self._ask("POST", "/tokenize", request)["tokens"]]
+        doubled = opening and bool(text) and tuple(ids[:2]) == self._bos * 2 != ()
+        return tuple(ids[1:] if doubled else ids)
+
+    def _ask(self, method: str, path: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
+        """One question about the server, answered at once; blocks."""
+        address, timeout = f"{self.url}{path}", min(self.deadline_s, QUESTION_S)
+        try:
+            response = httpx.request(method, address, json=request, timeout=timeout, **self._http)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise transport_failure(self.name, error) from None
+        if response.status_code != 200:
+            raise self._refused(response, response.text)
+        found = response.json()
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}: {found!r:.40}")
+        return found
+
+    def _refused(self, response: httpx.Response, body: str) -> RefusedError:
+        try:
+            body = str(json.loads(body)["error"]["message"])
+        except (ValueError, KeyError, TypeError):
+            body = ""
+        return refusal(self.name, response.status_code, response.headers.get("retry-after"), without(self._key, body))
+
+
+class _Reader:
+    """The tokens in the events of one answer, in order and by their number."""
+
+    def __init__(self, endpoint: LlamaServerEndpoint, prefix: Prefix) -> None:
+        self.endpoint, self.done = endpoint, False
+        self.index = self.first = len(prefix.generated)
+        self.budget = prefix.max_tokens
+        self._empty: list[int | None] = []  # tokens without text: perhaps the end of the turn
+        self._open: list[int] = []  # the end of the prefix, as far as its last character is unfinished
+        for token in reversed(prefix.generated):
+            if token.text or token.id is None:
+                break
+            self._open.insert(0, token.id)
+
+    async def read(self, event: dict[str, Any]) -> list[Token]:
+        """The tokens that an event brings, none for a report of progress."""
+        name = self.endpoint.name
+        if "error" in event or "message" in event:
+            said = event.get("error") or event
+            said = said.get("message", "an error") if isinstance(said, dict) else said
+            raise CutError(name, without(self.endpoint._key, str(said)))
+        if "prompt_progress" in event:
+            return []
+        try:
+            text, ids, stop = str(event["content"]), [int(id) for id in event["tokens"]], bool(event["stop"])
+            made = int(event["tokens_predicted"]) - (self.index - self.first)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ProtocolError(name, f"it sent an event nobody can read: {error!r:.80}") from None
+        if stop:
+            return self._last(event, made)
+        if not text:
+            self._empty += ids
+            return []
+        made -= len(self._empty)
+        before, self._empty = [Token(0, "", id) for id in self._empty], []
+        return self._numbered(before + await self._completed(text, ids, made))
+
+    def _last(self, event: dict[str, Any], made: int) -> list[Token]:
+        """Tokens that were still held back: the turn's end is none of them, the rest has no text."""
+        name, why = self.endpoint.name, event.get("stop_type")
+        if why not in ("eos", "word", "limit"):
+            raise CutError(name, f"it stopped for no known reason: {why!r:.40}")
+        held = (self._empty + [None] * made)[: max(0, made - (why == "eos"))]
+        texts = [""] * (len(held) - 1) + [str(event["content"])]
+        tokens = self._numbered([Token(0, text, id) for text, id in zip(texts, held, strict=False)])
+        made = self.index - self.first
+        if why == "limit" and made < self.budget:
+            raise CutError(name, f"it stopped after {made} of {self.budget} tokens: its context is full")
+        self.done = True
+        return tokens
+
+    async def _completed(self, text: str, ids: list[int], made: int) -> list[Token]:
+        """`made` tokens that give one text; all but the last were held back, and their ids have to be found."""
+        if len(ids) < made:
+            found = await self.endpoint.ids_of(text)
+            known = len(found) == made and list(found[made - len(ids) :]) == ids
+            rest: list[int | None] = list(found) if known else [None] * (made - len(ids)) + list(ids)
+        else:
+            rest = list(ids)
+        if self._open:
+            text = await self._closed(text, rest)
+        return [*(Token(0, "", id) for id in rest[:-1]), Token(0, text, rest[-1])]
+
+    async def _closed(self, text: str, rest: list[int | None]) -> str:
+        """The text of tokens that go on with a character begun by another end; "" while it stays unfinished."""
+        whole = [*self._open, *(id for id in rest if id is not None)]
+        begun = BROKEN in await self.endpoint.text_of(self._open)  # or else tokens that never have a text
+        text = await self.endpoint.text_of(whole) if begun and None not in rest else text
+        self._open = whole if begun and text.endswith(BROKEN) else []
+        return "" if self._open else text
+
+    def _numbered(self, tokens: list[Token]) -> list[Token]:
+        numbered = [Token(self.index + i, token.text, token.id) for i, token in enumerate(tokens)]
+        self.index += len(numbered)
+        return numbered

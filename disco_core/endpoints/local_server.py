@@ -1,0 +1,197 @@
+"""A llama.cpp server on this machine: xllamacpp's native one, in a process of its own that never outlives ours."""
+
+import atexit
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+
+from disco_core import checks
+from disco_core.endpoints.llama_cpp import BATCH, model_file
+from disco_core.endpoints.wire import secret, without
+from disco_core.errors import EndpointError, RefusedError, StalledError
+
+HOST = "127.0.0.1"
+
+
+class LocalServer:
+    """Starts on construction and is healthy when that returns; `url` is its address. Close it, or use `with`.
+
+    model_path   GGUF file
+    slots        requests it decodes together (continuous batching)
+    n_threads    threads that compute, whatever the number of slots
+    n_ctx        tokens of context of each slot
+    port         0 takes a free one; RefusedError for one that is in use
+    api_key      a key it then asks for; it is handed over through a pipe, never on a command line
+    deadline_s   seconds it may take to load
+
+    The process has a session of its own, so that Ctrl-C reaches it only through us, and it ends as soon as the pipe
+    to us breaks: also after a crash, and after a kill that no handler sees.
+    """
+
+    def __init__(
+        self,
+        model_path: Path | str,
+        *,
+        slots: int = 4,
+        n_threads: int = 1,
+        n_ctx: int = 2048,
+        port: int = 0,
+        api_key: str | None = None,
+        name: str = "local server",
+        deadline_s: float = 60.0,
+    ) -> None:
+        self.name, self._key = name, secret(api_key, name)
+        port = int(checks.number(port, "port", 0, 65535))
+        settings = {
+            "model": str(model_file(model_path).resolve()),
+            "port": _claimed(name, port) if port else 0,
+            "slots": checks.count(slots, "slots"),
+            "n_threads": checks.count(n_threads, "n_threads"),
+            "n_ctx": checks.count(n_ctx, "n_ctx"),
+            "api_key": self._key,
+        }
+        deadline = time.monotonic() + checks.positive(deadline_s, "deadline_s")
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # what it writes to stderr, for a message
+        self._process = _start(self._said)
+        atexit.register(self.close)
+        try:
+            self.url = self._settle(settings, deadline)
+        except BaseException:  # an interrupt too
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Process id, of its session too."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """Stop it and everything it started, and wait until it has ended. Safe to call again."""
+        atexit.unregister(self.close)
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+        if self._process.poll() is None:  # nothing in it is worth waiting for
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._said.close()
+
+    def __enter__(self) -> "LocalServer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({getattr(self, 'url', 'not started')!r}, pid={self.pid})"
+
+    def _settle(self, settings: dict[str, Any], deadline: float) -> str:
+        """Its address, once it is healthy."""
+        assert self._process.stdin
+        assert self._process.stdout
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps(settings).encode() + b"\n")
+            self._process.stdin.flush()
+        lines: list[bytes] = []
+        reader = threading.Thread(target=lambda out: lines.append(out.readline()), args=(self._process.stdout,))
+        reader.daemon = True
+        reader.start()
+        reader.join(max(0.0, deadline - time.monotonic()))
+        if not lines:
+            raise StalledError(self.name, "it did not start within its deadline")
+        url = lines[0].decode().strip()
+        if not url:
+            raise self._died()
+        while time.monotonic() < deadline:
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/health", timeout=2.0, verify=False, trust_env=False).status_code == 200:
+                    return url
+            if self._process.poll() is not None:
+                raise self._died()
+            time.sleep(0.05)
+        raise StalledError(self.name, "it was not healthy within its deadline")
+
+    def _died(self) -> EndpointError:
+        self._said.seek(0)
+        last = self._said.read().decode(errors="replace").strip().splitlines()[-1:] or ["without a word"]
+        return RefusedError(self.name, f"it did not start: {without(self._key, last[0])}")
+
+
+def _start(said: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Our own copy of this module in a fresh interpreter."""
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-P", "-m", "disco_core.endpoints.local_server"]
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=said,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+def _claimed(name: str, port: int) -> int:
+    """The port, if it can be had."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise RefusedError(name, f"port {port} of {HOST} cannot be had: {error.strerror}") from None
+    return port
+
+
+def _serve() -> None:
+    """In the child: read the settings, say the address, stay until the pipe to the parent breaks."""
+    parent, settings = os.getppid(), json.loads(sys.stdin.buffer.readline() or b"null")
+    if settings is None:
+        return
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    out = os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints while it loads is not the address
+    try:
+        import xllamacpp
+    except ImportError:
+        sys.exit("a local server needs the package xllamacpp")
+    params = xllamacpp.CommonParams()
+    params.model.path = settings["model"]
+    params.hostnames, params.port = [HOST], settings["port"]
+    params.n_parallel, params.n_ctx = settings["slots"], settings["slots"] * settings["n_ctx"]
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["n_threads"]
+    params.n_batch = params.n_ubatch = BATCH
+    params.warmup, params.verbosity, params.ui, params.endpoint_slots = True, -1, False, True
+    if settings["api_key"]:
+        params.api_keys = [settings["api_key"]]
+    try:
+        server = xllamacpp.Server(params)
+    except RuntimeError as error:
+        sys.exit(f"{Path(settings['model']).name} on port {settings['port']}: {error}")
+    os.write(out, server.listening_address.encode() + b"\n")
+    sys.stdin.buffer.read()
+    os._exit(0)
+
+
+def _leave_with(parent: int) -> None:
+    """Leave also when a copy of the parent, such as a forked worker, still holds the pipe."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _serve()

@@ -1,0 +1,236 @@
+"""Any server that speaks OpenAI's API (vLLM, llama.cpp, DeepSeek, OpenAI), on the `openai` package."""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import Any, Literal, get_args
+
+from disco_core import checks
+from disco_core.endpoints.base import Prefix, Prompt, Token
+from disco_core.endpoints.wire import BYTES_PER_TOKEN, refusal, secret, transport_failure, without
+from disco_core.errors import CutError, EndpointError, InputError, ProtocolError, RefusedError
+
+Continuation = Literal["none", "completions", "prefix", "continue_final_message"]
+OPENAI = "https://api.openai.com/v1"
+
+
+class OpenAIEndpoint:
+    """An end behind an OpenAI-compatible server; it streams, and never retries by itself.
+
+    model         name the server knows
+    base_url      by default the environment's OPENAI_BASE_URL, or else OpenAI's
+    api_key       by default OPENAI_API_KEY; it appears in no message, no repr and no record
+    continuation  how the server goes on in an open assistant turn:
+                  "none"                    it cannot, and a prefix with generated tokens is refused
+                  "completions"             raw completions of the prompt as built, for answers from the start too
+                  "prefix"                  a last assistant message marked `prefix` (DeepSeek)
+                  "continue_final_message"  a last assistant message that stays open (vLLM, llama.cpp)
+    template      how prompts are built, with `{prompt}` for the user's words: chat asks for these alone. None: the
+                  whole prompt is the user's message
+    count_tokens  tokens of a prompt; by default an estimate of four bytes a token, since the API does not tell
+    context       tokens of prompt and answer that fit, None where unknown
+    deadline_s    seconds without a byte after which it has failed
+    options       more parameters of the request, such as {"logprobs": True}; None takes one out
+    usage         (prompt, completion) tokens of each finished answer, as the server billed them
+
+    A chunk is as many tokens as its logprobs list or its usage count, and one where neither is sent.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        continuation: Continuation = "none",
+        template: str | None = None,
+        count_tokens: Callable[[str], int] | None = None,
+        context: int | None = None,
+        name: str | None = None,
+        temperature: float = 0.0,
+        deadline_s: float = 30.0,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.name = model, name or f"openai:{model}"
+        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
+        self._key = secret(api_key or os.environ.get("OPENAI_API_KEY"), self.name)
+        if self._key is None:
+            raise RefusedError(self.name, "no key: set OPENAI_API_KEY, or pass api_key")
+        if continuation not in get_args(Continuation):
+            raise InputError(f"continuation must be one of {', '.join(get_args(Continuation))}, got {continuation!r}")
+        if template is not None and template.count("{prompt}") != 1:
+            raise InputError(f"template must contain {{prompt}} once, got {template!r:.80}")
+        self.continuation, self.template = continuation, template
+        self.continues = continuation != "none"
+        self.vocabulary, self.context = self.name, context  # ids are never exchanged
+        self.temperature = checks.number(temperature, "temperature")
+        self.deadline_s = checks.positive(deadline_s, "deadline_s")
+        self.options, self.usage = dict(options or {}), list[tuple[int, int]]()
+        self._count_tokens = count_tokens
+        self._client: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def count(self, prompt: Prompt) -> int:
+        """Tokens of a prompt, an estimate unless `count_tokens` was given."""
+        if not isinstance(prompt, str):
+            return len(prompt)
+        return self._count_tokens(prompt) if self._count_tokens else -(-len(prompt.encode()) // BYTES_PER_TOKEN)
+
+    async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+        """The tokens that follow, up to the end of the turn; closing closes the connection."""
+        request = self._request(prefix)
+        stream = None
+        chunks = _Chunks(self.name, len(prefix.generated))
+        try:
+            client = self._pool()
+            where = client.completions if self.continuation == "completions" else client.chat.completions
+            stream = await where.create(**request)
+            kind = stream.response.headers.get("content-type", "none")
+            if not kind.startswith("text/event-stream"):
+                raise ProtocolError(self.name, f"it answered with {kind:.60}, not with a stream of events")
+            async for chunk in stream:
+                for token in chunks.read(chunk):
+                    yield token
+        except EndpointError:
+            raise
+        except Exception as error:
+            raise self._translated(error, begun=stream is not None) from None
+        finally:
+            if stream is not None:
+                await stream.close()
+        chunks.finish()
+        if chunks.billed:
+            self.usage.append(chunks.billed)
+
+    async def aclose(self) -> None:
+        """Close the connections. They belong to an event loop; another one opens its own."""
+        if self._client is not None and self._loop is asyncio.get_running_loop():
+            await self._client.close()
+        self._client = None
+
+    async def __aenter__(self) -> "OpenAIEndpoint":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.model!r}, {self.base_url!r}, continuation={self.continuation!r})"
+
+    def _pool(self) -> Any:
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            try:
+                from openai import AsyncOpenAI
+            except ImportError:
+                raise RefusedError(self.name, "it needs the package openai") from None
+            self._client = AsyncOpenAI(
+                api_key=self._key, base_url=self.base_url, max_retries=0, timeout=self.deadline_s
+            )
+            self._loop = loop
+        return self._client
+
+    def _request(self, prefix: Prefix) -> dict[str, Any]:
+        if not isinstance(prefix.prompt, str) or not prefix.prompt:
+            raise RefusedError(self.name, f"the prompt must be a text, got {prefix.prompt!r:.40}")
+        if prefix.max_tokens < 1:
+            raise RefusedError(self.name, f"max_tokens must be at least 1, got {prefix.max_tokens}")
+        if prefix.generated and not self.continues:
+            raise RefusedError(self.name, "it cannot continue an open assistant turn")
+        needed = self.count(prefix.prompt) + len(prefix.generated) + prefix.max_tokens
+        if self.context is not None and needed > self.context:
+            raise RefusedError(self.name, f"prompt and answer need {needed} tokens of context, it has {self.context}")
+        raw = self.continuation == "completions"
+        limit = "max_completion_tokens" if self.base_url == OPENAI and not raw else "max_tokens"
+        request: dict[str, Any] = {
+            "model": self.model,
+            limit: prefix.max_tokens,
+            "temperature": self.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if prefix.seed is not None:
+            request["seed"] = prefix.seed
+        text = "".join(token.text for token in prefix.generated)
+        request |= (
+            self._chat(prefix.prompt, text)
+            if self.continuation != "completions"
+            else {"prompt": prefix.prompt + text}
+        )
+        return {key: value for key, value in (request | self.options).items() if value is not None}
+
+    def _chat(self, prompt: str, generated: str) -> dict[str, Any]:
+        """The prompt as messages, and the open turn as this server wants it."""
+        before, after = (self.template or "{prompt}").split("{prompt}")
+        if not (prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before + after)):
+            raise RefusedError(self.name, f"the prompt was not built with its template: {prompt!r:.60}")
+        user: dict[str, Any] = {"role": "user", "content": prompt[len(before) : len(prompt) - len(after)]}
+        if not generated:
+            return {"messages": [user]}
+        turn: dict[str, Any] = {"role": "assistant", "content": generated}
+        if self.continuation == "prefix":
+            return {"messages": [user, turn | {"prefix": True}]}
+        return {
+            "messages": [user, turn],
+            "extra_body": {"add_generation_prompt": False, "continue_final_message": True},
+        }
+
+    def _translated(self, error: Exception, *, begun: bool) -> EndpointError:
+        """Every failure of the package as one of ours, in one line and without the key."""
+        import openai
+
+        if isinstance(error, openai.APIStatusError):
+            said = error.body.get("message") if isinstance(error.body, dict) else None
+            after = error.response.headers.get("retry-after")
+            return refusal(self.name, error.status_code, after, without(self._key, str(said or "")))
+        if isinstance(error, openai.APIConnectionError):
+            return transport_failure(self.name, error.__cause__ or error)
+        if isinstance(error, openai.APIError):
+            return CutError(self.name, without(self._key, error.message))
+        if isinstance(error, ValueError | TypeError | AttributeError):
+            return ProtocolError(self.name, f"it sent what nobody can read: {without(self._key, str(error)):.80}")
+        if begun:
+            return transport_failure(self.name, error)
+        return RefusedError(self.name, without(self._key, f"{type(error).__name__}: {error}"))
+
+
+class _Chunks:
+    """Tokens out of the chunks of one answer; a role, an empty text, a usage alone is none."""
+
+    def __init__(self, name: str, first: int) -> None:
+        self.name, self.index, self.counted = name, first, 0
+        self.reason: str | None = None
+        self.billed: tuple[int, int] | None = None
+
+    def read(self, chunk: Any) -> list[Token]:
+        counted = self.counted
+        if chunk.usage:
+            self.billed = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
+            self.counted = chunk.usage.completion_tokens
+        if not chunk.choices:
+            return []
+        choice = chunk.choices[0]
+        self.reason = choice.finish_reason or self.reason
+        text = choice.delta.content if hasattr(choice, "delta") else choice.text
+        if not text:
+            return []
+        texts = self._texts(choice, text, self.counted - counted if chunk.usage else 1)
+        self.counted = max(self.counted, counted + len(texts))
+        self.index += len(texts)
+        return [Token(self.index - len(texts) + i, one) for i, one in enumerate(texts)]
+
+    def finish(self) -> None:
+        """CutError unless the server said that the answer was complete."""
+        if self.reason is None:
+            raise CutError(self.name, "the stream ended without a finish reason")
+        if self.reason not in ("stop", "length"):
+            raise CutError(self.name, f"it stopped early: {self.reason:.60}")
+
+    @staticmethod
+    def _texts(choice: Any, text: str, counted: int) -> list[str]:
+        """The chunk's text by token: each its own where the logprobs tell, otherwise the last has all of it."""
+        listed = getattr(choice.logprobs, "content", None) or getattr(choice.logprobs, "tokens", None) or []
+        texts = [str(one.get("token") if isinstance(one, dict) else getattr(one, "token", one)) for one in listed]
+        if "".join(texts) == text:
+            return texts
+        return [""] * (max(len(listed) or counted, 1) - 1) + [text]

@@ -1,0 +1,141 @@
+"""An emulated last hop under the virtual clock: TTFT is the larger of X and the endpoint's own, nothing is lost."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from clock import run
+from hypothesis import given
+from hypothesis import strategies as st
+
+import disco_core as dc
+from disco_core.endpoints.base import Prefix, Token
+from disco_core.endpoints.last_hop import LastHop
+from disco_core.endpoints.replay import Failure, ReplayEndpoint
+from disco_core.stream import stream
+
+MS = st.integers(1, 400).map(lambda ms: ms / 1000)
+GAP = 0.02
+
+
+def behind(own_s, length, x_s, bursts=None, **endpoint):
+    server = ReplayEndpoint(own_s, [GAP], length, name="server", **endpoint)
+    return server, LastHop(server, dc.TTFTDistribution([x_s]), seed=1, bursts=bursts)
+
+
+async def arrivals(endpoint, prefix=None):
+    loop, found = asyncio.get_running_loop(), []
+    try:
+        async for token in endpoint.generate(prefix or Prefix([0] * 5, (), 100)):
+            found.append((token.index, loop.time()))
+    except dc.EndpointError as failure:
+        return found, failure
+    return found, None
+
+
+@given(MS, MS, st.integers(1, 12))
+def test_the_first_token_waits_and_the_others_keep_their_gaps(own, x, length):
+    server, hop = behind(own, length, x)
+    found, failure = run(arrivals(hop))
+    assert failure is None
+    assert [index for index, _ in found] == list(range(length))
+    assert found[0][1] == max(own, x)
+    assert np.diff([at for _, at in found]) == pytest.approx([GAP] * (length - 1))
+    assert server.running == 0
+
+
+def test_a_hop_that_is_never_late_changes_no_time():
+    server = ReplayEndpoint(0.3, [GAP], 9)
+    bare, _ = run(arrivals(server))
+    behind_it, _ = run(arrivals(behind(0.3, 9, 0.1)[1]))
+    assert bare == behind_it
+
+
+@given(MS, MS, st.integers(1, 30), st.lists(st.integers(1, 15), min_size=1, max_size=3))
+def test_bursts_arrive_together_and_whole(own, x, length, sizes):
+    found, failure = run(arrivals(behind(own, length, x, bursts=sizes)[1]))
+    assert failure is None
+    assert [index for index, _ in found] == list(range(length))
+    assert found[0][1] == max(own, x)
+    counts = np.unique([at for _, at in found], return_counts=True)[1]
+    assert counts[0] == 1
+    assert set(counts[1:-1]) <= set(sizes)
+    assert all(at >= own + index * GAP - 1e-9 for index, at in found)
+
+
+@given(st.sampled_from([Failure.REFUSE, Failure.DIE_BEFORE_FIRST, Failure.CUT, Failure.MALFORMED]), st.integers(1, 9))
+def test_a_failure_arrives_after_the_tokens_before_it(fail, at):
+    server, hop = behind(0.1, 20, 0.5, bursts=[4], fail=fail, at=at)
+    found, failure = run(arrivals(hop))
+    early = fail in (Failure.REFUSE, Failure.DIE_BEFORE_FIRST)
+    assert failure is not None
+    assert [index for index, _ in found] == ([] if early else list(range(at)))
+    assert server.running == 0
+
+
+def test_closing_waits_for_the_endpoints_confirmed_end():
+    async def leave():
+        server, hop = behind(0.1, 50, 0.3, fail=Failure.SLOW_CANCEL, cancel_s=0.7)
+        tokens = hop.generate(Prefix([0], (), 50))
+        await anext(tokens)
+        await tokens.aclose()
+        waiting = asyncio.ensure_future(anext(hop.generate(Prefix([0], (), 50))))
+        await asyncio.sleep(0.2)  # held: the server has long answered
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        return server.running, asyncio.get_running_loop().time()
+
+    assert run(leave()) == (0, pytest.approx(0.3 + 0.7 + 0.2 + 0.7))
+
+
+def test_a_request_draws_the_same_whatever_the_policy():
+    ttft = dc.TTFTDistribution(np.linspace(0.1, 0.9, 100))
+    server = ReplayEndpoint(0.05, [GAP], 10)
+    hops = [LastHop(server, ttft, seed=3, request=i) for i in range(50)]
+    drawn = [hop.held_s() for hop in hops]
+    assert drawn == [LastHop(server, ttft, seed=3, request=i).held_s() for i in range(50)]
+    assert len(set(drawn)) > 25
+    assert drawn != [LastHop(server, ttft, seed=4, request=i).held_s() for i in range(50)]
+    assert drawn != [hop.held_s(takeover=True) for hop in hops]
+    prefix = Prefix([0] * 5, tuple(Token(i, "", i) for i in range(3)), 7)
+    found, _ = run(arrivals(LastHop(ReplayEndpoint(0.05, [GAP], 10), ttft, seed=3), prefix))
+    assert found[0] == (3, hops[0].held_s(takeover=True))
+
+
+def test_a_race_sees_the_hop_and_not_the_server():
+    server, hop = behind(0.1, 20, 0.5)
+    device = ReplayEndpoint(0.2, [GAP], 20, name="device")
+    plan = dc.plan_server_constrained([5], 1.0)
+
+    async def both():
+        live = stream([0] * 5, plan=plan, server=hop, device=device, max_tokens=20, wait=False)
+        async for _ in live:
+            pass
+        return live.record
+
+    record = run(both())
+    assert (record.winner, record.ttft_s) == (dc.End.DEVICE, 0.2)
+    assert server.running == 0
+
+
+def test_its_numbers_say_that_they_are_emulated():
+    _, hop = behind(0.1, 5, 0.2)
+    assert hop.emulated
+    assert "emulated" in hop.name
+    assert (hop.vocabulary, hop.continues, hop.count([1, 2])) == ("integers", True, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"seed": -1}, "seed"),
+        ({"seed": 1, "request": 1.5}, "request"),
+        ({"seed": 1, "bursts": [0]}, "bursts"),
+        ({"seed": 1, "bursts": []}, "bursts"),
+        ({"seed": 1, "ttft": 0.3}, "ttft"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, word):
+    arguments = {"ttft": dc.TTFTDistribution([1.0])} | arguments
+    with pytest.raises(dc.InputError, match=word):
+        LastHop(ReplayEndpoint(0.1, [GAP], 5), **arguments)
