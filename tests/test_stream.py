@@ -89,6 +89,12 @@ def test_nothing_is_lost_repeated_or_reordered(l, length, first, plan, rule, ser
     assert (record.error is error) or error is None
     assert (server.running, device.running) == (0, 0)
     assert record.prefill == [server.prefilled, device.prefilled]
+    # each end counted for itself; a loser's token of the winner's own instant is the one that is not charged
+    uncharged = [server.made - record.decode[0], device.made - record.decode[1]]
+    assert uncharged in ([0, 0], [0, 1])
+    if uncharged == [0, 1]:
+        assert record.winner == dc.End.SERVER
+        assert record.started == [True, True]
     times = [(token.generated_s, token.released_s) for token in tokens]
     assert times == sorted(times)
     if not (server_fails or device_fails):
