@@ -1,5 +1,6 @@
 """Notebooks run by name with known parameters only; what fails says so in a line and leaves no half output."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -149,7 +150,9 @@ def test_ctrl_c_ends_the_kernel_and_is_told_in_one_line(notebook, tmp_path):
     mark = tmp_path / "kernel"
     path = notebook(f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(120)")
     command = [sys.executable, "-m", "disco_core.artifact.run", str(path), "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    # a shell's background job ignores Ctrl-C, and so would what the tests start if they run in one
+    attend = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=attend)
     until(lambda: mark.exists() and mark.read_text())
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
