@@ -95,8 +95,8 @@ def run(notebook: str | Path, out: str | Path = BUILD / "by-hand", /, **given: A
     values = check(source, given)
     done, failed = folder / source.name, folder / f"{source.stem}.failed.ipynb"
     running = folder / f".{source.stem}.running.ipynb"
-    _prepare_environment()
     try:
+        _prepare_environment()
         folder.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(
             str(source),
@@ -127,6 +127,7 @@ def _prepare_environment() -> None:
     # the kernel inherits these: no window, this environment's kernel, and none of the user's start-up files
     os.environ["MPLBACKEND"] = "agg"
     os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
+    (BUILD / "ipython").mkdir(parents=True, exist_ok=True)  # without its parent, IPython warns and goes elsewhere
     os.environ["IPYTHONDIR"] = str(BUILD / "ipython")
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 
