@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from disco_core import checks
-from disco_core.checks import Floats
+from disco_core.checks import Floats, Ints
 from disco_core.errors import InputError
 
 READING_RATE = 4.8  # r_c, tokens per second; Andes, section 2
@@ -51,14 +51,24 @@ def quality_of_experience(
     1.0
     """
     released = _generated(released_s)
+    return float(experience(released[None], np.array([released.size]), ttft_expected, reading_rate)[0])
+
+
+def experience(
+    released_s: Floats, tokens: Ints, ttft_expected: float = TTFT_EXPECTED, reading_rate: float = READING_RATE
+) -> Floats:
+    """Andes' QoE of many answers, shape (answers,): the first `tokens[i]` times of row i of `released_s` count."""
     step = 1.0 / checks.positive(reading_rate, "reading_rate")
-    rank = np.arange(released.size)
+    rank = np.arange(released_s.shape[1])
+    counts = rank < tokens[:, None]
     ideal = checks.number(ttft_expected, "ttft_expected") + rank * step
     # token i is begun when it is there and the one before is digested: a running maximum, rid of its slope
-    begun = np.maximum(np.maximum.accumulate(released - rank * step) + rank * step, ideal)
-    end = begun[-1] + step
+    begun = np.maximum(np.maximum.accumulate(released_s - rank * step, axis=1) + rank * step, ideal)
+    end = np.take_along_axis(begun, tokens[:, None] - 1, axis=1) + step
     # each token adds a ramp of one step and then stays digested until the end
-    return float(np.sum(end - begun - step / 2) / np.sum(end - ideal - step / 2))
+    digested, wanted = (np.sum((end - at - step / 2) * counts, axis=1) for at in (begun, ideal))
+    quality: Floats = digested / wanted
+    return quality
 
 
 def _generated(times_s: ArrayLike) -> Floats:

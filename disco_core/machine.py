@@ -9,6 +9,7 @@ in seconds since the request was meant to start.
 import asyncio
 import math
 from dataclasses import replace
+from functools import partial
 
 from disco_core.cost import End
 from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token
@@ -102,9 +103,6 @@ class Machine:
             self._stop(work)
         if self._closing:
             await asyncio.wait(self._closing)
-        for work in self._works:
-            self.record.decode[work.end] += work.made
-        self._works = []
 
     async def _race(self) -> _Work:
         """RACE: each end starts at its delay unless the other answered before; the first token wins."""
@@ -167,7 +165,7 @@ class Machine:
         target = None if rule is None else rule.target
         if rule is None or target is None or target is source or record.migrated_at or target in self._failed:
             return False
-        prompt_tokens, generated = self.ends[target].count(self.prompt), len(self._generated)
+        prompt_tokens, generated = self._prompt_tokens(target), len(self._generated)
         if not bool(rule.moves(prompt_tokens, generated, self._now() - (record.ttft_s or 0.0))):
             return False
         refusal = self._refusal(target)
@@ -175,11 +173,17 @@ class Machine:
             record.refusals.append(refusal)
         return refusal is None
 
+    def _prompt(self, end: End) -> Prompt:
+        return self.prompt if self.rule is None else self.rule.prompt_for(end, self.prompt)
+
+    def _prompt_tokens(self, end: End) -> int:
+        return self.ends[end].count(self._prompt(end))
+
     def _refusal(self, target: End) -> str | None:
         end, n = self.ends[target], len(self._generated)
         if n and not end.continues:
             return f"{end.name} cannot continue an open assistant turn"
-        whole = end.count(self.prompt) + self.max_tokens
+        whole = self._prompt_tokens(target) + self.max_tokens
         if end.context is not None and whole > end.context:
             return f"{end.name}: prompt and answer need {whole} tokens of context, it has {end.context}"
         return None
@@ -192,6 +196,8 @@ class Machine:
             if refusal:
                 self.record.refusals.append(refusal)
             raise self._both_failed()
+        for kept in [work for work in self._works if work.end is target]:
+            self._prefilled(kept)
         self.record.handovers.append(HandOver(len(self._generated), source.end, target, self._now(), reason))
         return self._begin(target, failover=reason is not None)
 
@@ -202,8 +208,8 @@ class Machine:
             token if self.ends[made.source].vocabulary == endpoint.vocabulary else replace(token, id=None)
             for token, made in zip(self._generated, record.tokens, strict=True)
         )
-        prefix = Prefix(self.prompt, generated, self.max_tokens - len(generated), self.seed)
-        charged = endpoint.count(self.prompt) + len(generated)
+        prefix = Prefix(self._prompt(end), generated, self.max_tokens - len(generated), self.seed)
+        charged = self._prompt_tokens(end) + len(generated)
         record.prefill[end] += charged
         record.failover_prefill[end] += charged * failover
         record.started[end] |= not generated
@@ -220,9 +226,22 @@ class Machine:
 
     def _lose(self, losers: list[_Work]) -> None:
         for work in losers:
-            if work.next.done() and work.next.exception() is None:
-                work.made -= 1  # made at the winner's own instant: it is cancelled there, before it counts
-            self._stop(work)
+            if not work.next.done() and self.rule is not None and self.rule.keeps_loser:
+                work.next.add_done_callback(partial(self._prefilled, work))
+            else:
+                self._prefilled(work)
+
+    def _prefilled(self, work: _Work, _: object = None) -> None:
+        """The loser's end: a token of the winner's own instant, or one that ends a kept prefill, is not charged."""
+        if work not in self._works:
+            return
+        if work.next.done() and not work.next.cancelled():
+            failure = work.next.exception()
+            if failure is not None:
+                self._fail(work, failure)
+                return
+            work.made -= work.next.result() is not None
+        self._stop(work)
 
     def _stop(self, work: _Work) -> None:
         """Cancel in the background: the reader does not wait for it, the end of the run does."""

@@ -6,7 +6,7 @@ target needs to take over, c_s^p ... c_d^d the prices.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +18,8 @@ from disco_core.delivery import READING_RATE
 from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.workload import LengthDistribution
 
+Built = TypeVar("Built")  # a prompt as an endpoint takes it
+
 
 @dataclass(frozen=True, eq=False)
 class MigrationRule:
@@ -28,6 +30,8 @@ class MigrationRule:
     server_ttft     F: as a target the server takes over within its `takeover_quantile`
     device          profile: as a target the device takes over in `T_d(l + n)`
     reading_rate    r_c, tokens per second
+    keeps_loser     what becomes of the race's loser: cancelled at the winner's first token, as in DiSCo, or kept
+                    until its prefill has ended
     """
 
     cost: CostModel
@@ -36,6 +40,7 @@ class MigrationRule:
     device: DeviceProfile
     reading_rate: float = READING_RATE
     takeover_quantile: float = 0.95
+    keeps_loser: bool = False
 
     def __post_init__(self) -> None:
         kinds: dict[str, type[Any]] = {
@@ -54,6 +59,10 @@ class MigrationRule:
         """The end with the cheaper decode, to which generation moves; None where they cost the same."""
         saved = self.cost.server_decode - self.cost.device_decode
         return None if saved == 0 else End.DEVICE if saved > 0 else End.SERVER
+
+    def prompt_for(self, end: End, prompt: Built) -> Built:
+        """The prompt that an end reads, before any generated tokens: in DiSCo the same for both."""
+        return prompt
 
     def expected_remaining(self, generated: ArrayLike) -> Floats:
         """`E[N - n | N > n]` of the lengths seen, same shape as n; 0 beyond the longest."""

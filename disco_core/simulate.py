@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from disco_core import checks
 from disco_core.checks import Floats, Ints
 from disco_core.cost import CostModel, End, Ledger
+from disco_core.delivery import experience
 from disco_core.dispatch import DispatchPlan
 from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile, ServerProfile
@@ -32,6 +33,7 @@ class Result:
     migrated_at     tokens generated when the answer moved to the other end, 0 where it did not
     delay_num       tokens generated after they were due
     tbt_p99_s       P99 of the gaps between released tokens in seconds, NaN for an answer of one token
+    qoe             Andes' quality of experience in [0, 1] at the rule's reading rate
     cost_without    $ per request of the same race without a hand-over, None without prices
     """
 
@@ -46,6 +48,7 @@ class Result:
     migrated_at: Ints | None = None
     delay_num: Ints | None = None
     tbt_p99_s: Floats | None = None
+    qoe: Floats | None = None
     cost_without: Floats | None = None
 
     @property
@@ -169,7 +172,7 @@ def _migrate(
         _answers(race, rule, server, device, takeover_s, slice(at, at + max(1, _BLOCK // longest)))
         for at in range(0, len(load), max(1, _BLOCK // longest))
     ]
-    migrated_at, delay_num, tbt_p99_s = (np.concatenate(column) for column in zip(*found, strict=True))
+    migrated_at, delay_num, tbt_p99_s, qoe = (np.concatenate(column) for column in zip(*found, strict=True))
     made = np.where(migrated_at > 0, migrated_at, load.output_tokens)
     ledger = _ledger(load, race.winner, (race.server_started, race.device_started), made)
     return {
@@ -178,14 +181,15 @@ def _migrate(
         "migrated_at": migrated_at,
         "delay_num": delay_num,
         "tbt_p99_s": tbt_p99_s,
+        "qoe": qoe,
         "cost_without": race.cost,
     }
 
 
 def _answers(
     race: Result, rule: MigrationRule, server: ServerProfile, device: DeviceProfile, takeover_s: Floats, rows: slice
-) -> tuple[Ints, Ints, Floats]:
-    """migrated_at, delay_num and tbt_p99_s of a block of requests, from matrices of shape (requests, tokens)."""
+) -> tuple[Ints, Ints, Floats, Floats]:
+    """migrated_at, delay_num, tbt_p99_s and qoe of a block of requests, from matrices of shape (requests, tokens)."""
     prompt, length = (tokens[rows, None] for tokens in (race.load.prompt_tokens, race.load.output_tokens))
     first_s, winner = race.ttft_s[rows, None], race.winner[rows, None]
     n = np.arange(1, int(length.max()) + 1)
@@ -202,13 +206,14 @@ def _answers(
     due = first_s + (n - 1) / rule.reading_rate
     answered = n <= length
     delays = ((generated > due) & answered).sum(axis=1)
-    gaps = np.where(answered[:, 1:], np.diff(np.maximum(generated, due), axis=1), np.inf)
+    released = np.maximum(generated, due)
+    gaps = np.where(answered[:, 1:], np.diff(released, axis=1), np.inf)
     rank = np.ceil(0.99 * (length[:, 0] - 1)).astype(np.int64) - 1
     ranked = np.sort(gaps, axis=1)
     p99 = np.full(rank.size, np.nan)
     several = rank >= 0
     p99[several] = ranked[several, rank[several]]
-    return at[:, 0], delays, p99
+    return at[:, 0], delays, p99, experience(released, length[:, 0], reading_rate=rule.reading_rate)
 
 
 def _ttft(

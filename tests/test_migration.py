@@ -27,6 +27,7 @@ def rules(draw):
         dc.DeviceProfile(draw(st.sampled_from([50.0, 500.0])), 20.0),
         reading_rate=draw(st.sampled_from([4.8, 3.3, 20.0])),
         takeover_quantile=draw(st.sampled_from([0.5, 0.95])),
+        keeps_loser=draw(st.booleans()),
     )
 
 
@@ -95,6 +96,7 @@ def test_equals_the_token_by_token_reference(requests, plan, ttft, rule, data):
             assert result.tbt_p99_s[i] == pytest.approx(gaps[math.ceil(0.99 * len(gaps)) - 1], abs=1e-9)
         else:
             assert math.isnan(result.tbt_p99_s[i])
+        assert result.qoe[i] == pytest.approx(dc.quality_of_experience(released, reading_rate=rule.reading_rate))
         prefill = [l * (end in started) for end in ("server", "device")]
         decode = [0, 0]
         decode[source] = at or length

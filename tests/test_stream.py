@@ -89,12 +89,14 @@ def test_nothing_is_lost_repeated_or_reordered(l, length, first, plan, rule, ser
     assert (record.error is error) or error is None
     assert (server.running, device.running) == (0, 0)
     assert record.prefill == [server.prefilled, device.prefilled]
-    # each end counted for itself; a loser's token of the winner's own instant is the one that is not charged
+    # each end counted for itself; not charged is one token of a loser: at the winner's own instant, or, where the
+    # rule keeps it, the one that tells that its prefill has ended
     uncharged = [server.made - record.decode[0], device.made - record.decode[1]]
-    assert uncharged in ([0, 0], [0, 1])
-    if uncharged == [0, 1]:
-        assert record.winner == dc.End.SERVER
+    assert uncharged in ([0, 0], [0, 1], [1, 0])
+    if uncharged != [0, 0]:
         assert record.started == [True, True]
+        assert uncharged[record.winner] == 0
+        assert record.winner == dc.End.SERVER or rule.keeps_loser
     times = [(token.generated_s, token.released_s) for token in tokens]
     assert times == sorted(times)
     if not (server_fails or device_fails):
@@ -157,6 +159,48 @@ def test_ids_move_between_equal_vocabularies_only(vocabulary):
     moved = server.seen[0].generated
     assert [token.text for token in moved] == [token.text for token in tokens[:at]]
     assert [token.id for token in moved] == (list(range(at)) if vocabulary == "integers" else [None] * at)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_loser_is_cancelled_or_keeps_prefilling(keeps):
+    cost, distribution = dc.CostModel(1, 1, 1, 1), dc.TTFTDistribution([0.3])
+    rule = dc.MigrationRule(cost, dc.LengthDistribution([9], [1]), distribution, DEVICE, keeps_loser=keeps)
+    server, device = ends(0.05, 100)  # the device needs 0.2 s for its prefill, the server 2 s for the answer
+    both = dc.plan_stochastic(1.0, dc.Constraint.DEVICE, both=True)
+    rng = np.random.default_rng(0)
+    live = stream([0] * 100, plan=both, server=server, device=device, rule=rule, max_tokens=100, rng=rng, wait=False)
+    running = []
+
+    async def watch():
+        async for token in live:
+            running.append((token.generated_s, device.running))
+
+    run(watch())
+    last = max(at for at, works in running if works)
+    assert (last == pytest.approx(0.2, abs=0.03)) if keeps else (last < 0.08)
+    assert live.record.decode == [100, 0]
+    assert live.record.prefill == [100, 100]
+
+
+class Refined(dc.MigrationRule):
+    """A rule whose device reads the second half of the prompt only."""
+
+    def prompt_for(self, end, prompt):
+        return prompt[len(prompt) // 2 :] if end is dc.End.DEVICE else prompt
+
+
+def test_the_rule_builds_the_prompt_of_each_end():
+    cost = dc.CostModel(1e-6, 1e-6, 0, 1e-7)
+    rule = Refined(cost, dc.LengthDistribution([200], [1]), dc.TTFTDistribution([0.3]), DEVICE)
+    server, device = ends(0.05, 100)
+    live = stream([*range(40)], plan=dc.plan_server_only(), server=server, device=device, rule=rule, max_tokens=100)
+    tokens, error = run(collect(live))
+    assert error is None
+    assert [token.id for token in tokens] == list(range(100))
+    at = live.record.migrated_at
+    assert at > 0
+    assert [server.seen[0].prompt, device.seen[0].prompt] == [list(range(40)), list(range(20, 40))]
+    assert live.record.prefill == [40, 20 + at]
 
 
 def test_a_refused_hand_over_says_why():
