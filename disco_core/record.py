@@ -33,6 +33,7 @@ class HandOver:
 class Record:
     """What happened. Unknown is None. Charges are tokens per end, in the order of `End`.
 
+    late_s             seconds after its `released_s` that each token really came; empty where nothing waits for a pace
     prefill, decode    charged: full prefixes of all work that was started, and every token that was made
     failover_prefill   the part of prefill that only a failure caused, apart from the budget
     refusals           why a hand-over the rule wanted did not happen, once each
@@ -41,6 +42,7 @@ class Record:
     ttft_s: float | None = None
     winner: End | None = None
     tokens: list[StreamedToken] = field(default_factory=list)
+    late_s: list[float] = field(default_factory=list)
     handovers: list[HandOver] = field(default_factory=list)
     refusals: list[str] = field(default_factory=list)
     started: list[bool] = field(default_factory=lambda: [False, False])

@@ -95,7 +95,9 @@ class Run:
                 if len(tokens) <= index:
                     break
                 if self._wait:
-                    await until(machine.start + tokens[index].released_s)
+                    due = machine.start + tokens[index].released_s
+                    await until(due)
+                    machine.record.late_s.append(max(0.0, loop.time() - due))
                 yield tokens[index]
             await producer
         finally:

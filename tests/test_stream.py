@@ -119,9 +119,26 @@ def test_waiting_and_measuring_record_the_same_times(l, length, first, plan, rul
 
         arrived = run(timed())
         recorded.append((live.record.tokens, live.record.handovers))
+        assert live.record.late_s == [0.0] * len(arrived) * wait
         if wait:
             assert all(at == token.released_s for token, at in arrived)
     assert recorded[0] == recorded[1]
+
+
+def test_how_late_a_wake_up_came_is_a_column_of_its_own():
+    """A reader who is slow to come back is late, and the times of release stay what they were."""
+    server, device = ends(0.1, 5)
+    live = stream([0], plan=dc.plan_server_only(), server=server, device=device, max_tokens=5)
+
+    async def slowly():
+        async for token in live:
+            if token.index == 1:
+                await asyncio.sleep(0.5)  # more than two tokens' time
+
+    run(slowly())
+    third = 0.5 - 1 / 4.8
+    assert live.record.late_s == pytest.approx([0, 0, third, third - 1 / 4.8, 0])
+    assert [token.released_s for token in live.record.tokens] == pytest.approx([0.1 + i / 4.8 for i in range(5)])
 
 
 @given(st.integers(1, 12), MS, plans(), st.none() | rules(), st.floats(0, 0.4))
