@@ -398,6 +398,20 @@ def test_lengths_and_devices() -> None:
     assert len(speeds) == 3
 
 
+def test_the_prompts_are_distinct_and_as_long_as_those_of_alpaca() -> None:
+    prompts = traces.table("prompts")
+    assert prompts["id"].tolist() == [f"p{i:03d}" for i in range(1, 121)]
+    assert prompts["prompt"].is_unique
+    assert prompts["prompt"].str.strip().eq(prompts["prompt"]).all()
+    assert not prompts["prompt"].str.contains("<|", regex=False).any()
+    assert prompts["tokens"].tolist() == [model.count_tokens(model.build(one)) for one in prompts["prompt"]]
+    alpaca = traces.lengths("alpaca")
+    every = np.arange(1, alpaca.tokens.max() + 1)
+    ours, theirs = np.sort(prompts["tokens"]), np.sort(np.repeat(alpaca.tokens, alpaca.counts))
+    shares = [np.searchsorted(found, every, side="right") / found.size for found in (ours, theirs)]
+    assert np.abs(shares[0] - shares[1]).max() < 0.03  # the distance of Kolmogorov and Smirnov
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [

@@ -30,6 +30,7 @@ _COLUMNS = {  # what each table is read for; the last column is never empty
     "ttft_by_hour": ["service", "hour", "n", "level", "ttft_s"],
     "ttft_series": ["service", "gap_median_s", "lag1", "lag1_rank", "n"],
     "ttft_length_correlation": ["trace", "endpoint", "pearson", "low", "high", "n"],
+    "prompts": ["id", "prompt", "tokens"],
     "prompt_tokens": ["dataset", "tokens", "count"],
     "output_tokens": ["dataset", "tokens", "count"],
     "output_tokens_as_parsed": ["dataset", "tokens", "count"],
