@@ -1,0 +1,400 @@
+"""Answers from two live ends, measured: every policy on the same prompts, on one machine, in one run.
+
+The server is llama.cpp's own in a process of its own (continuous batching, four slots, one thread), kept busy by
+Poisson clients; the device is the same model in this process, one thread. Five tables come out:
+
+    pairs      both ends asked at once, both timed to their first token: what plans are made from, and replayed
+    rates      time between tokens of each end alone
+    requests   every prompt under every policy, policies interleaved so that drift hits all alike
+    tokens     the tokens of those answers that moved, with their times
+    seams      hand-overs on a quiet machine, beside direct calls with the same prefix
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from disco_core import checks
+from disco_core.artifact import traces
+from disco_core.artifact.commands import command
+from disco_core.artifact.figures import write_together
+from disco_core.artifact.files import BUILD, ROOT
+from disco_core.artifact.scenario import behind_last_hop, cost_model, ends, is_server, output_lengths, plans, prompts
+from disco_core.cost import Constraint, End
+from disco_core.delivery import READING_RATE, quality_of_experience, time_between_tokens
+from disco_core.dispatch import DispatchPlan, plan_device_only, plan_server_only
+from disco_core.endpoints.base import Endpoint, Prefix, Token
+from disco_core.endpoints.last_hop import LastHop
+from disco_core.errors import ArtifactError, InputError, StreamError
+from disco_core.latency import DeviceProfile, TTFTDistribution
+from disco_core.migration import MigrationRule
+from disco_core.record import Record, StreamedToken
+from disco_core.stream import stream
+
+TABLES = {  # what each is read for
+    "rates": ["end", "gap_s"],
+    "pairs": ["prompt_tokens", "server_s", "device_s", "calibration"],
+    "requests": ["setting", "policy", "request", "prompt", "ttft_s", "winner", "migrated_at", "held_s"],
+    "tokens": [
+        "setting",
+        "policy",
+        "request",
+        "prompt",
+        "token",
+        "source",
+        "id",
+        "text",
+        "generated_s",
+        "released_s",
+    ],
+    "seams": ["prompt", "reading_rate", "source", "migrated_at", "tokens", "exact", "same_as_unmoved", "delay_num"],
+}
+PACES = (READING_RATE, 20.0, 40.0)  # the faster the reader, the later the hand-over: seams at several places
+BACKGROUND_TOKENS = (8, 48)  # an answer to a background request has from, up to
+RATE_TRIALS, RATE_TOKENS = 6, 24  # answers, and tokens of each, that an end's decode rate is taken from
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is measured, and under what.
+
+    server       "local", or "openai:<model>": without background load, without an emulated last hop, without seams
+    service      whose public TTFT the emulated last hop has, and whose prices count
+    budget       b
+    calibration  pairs that plans are made from
+    pairs        further pairs, to be replayed
+    prompts      prompts asked under every policy
+    max_tokens   of an answer
+    load         share of the server's decoding, as measured alone, that background requests take
+    seams        prompts that are handed over on a quiet machine, in both directions and at several paces
+    """
+
+    server: str = "local"
+    service: str = "llama-3-70b"
+    budget: float = 0.3
+    calibration: int = 60
+    pairs: int = 400
+    prompts: int = 60
+    max_tokens: int = 20
+    load: float = 0.3
+    seams: int = 12
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        is_server(self.server)
+        for name in ("calibration", "pairs", "prompts", "max_tokens", "seams"):
+            checks.count(getattr(self, name), name)
+        checks.fraction(self.budget, "budget")
+        checks.fraction(self.load, "load")
+        checks.number(self.seed, "seed")
+
+    def quick(self) -> "Settings":
+        """The same in small."""
+        few = {"calibration": 12, "pairs": 24, "prompts": 5, "max_tokens": 16, "seams": 3}
+        return replace(self, **{name: min(n, getattr(self, name)) for name, n in few.items()})
+
+
+def measure(settings: Settings) -> dict[str, pd.DataFrame]:
+    """Every table, by name. An EndpointError where an end cannot be had; nothing is left running."""
+    with ends(settings.server) as (server, device):
+        return asyncio.run(_Session(settings, server, device).run())
+
+
+def device_profile(pairs: pd.DataFrame, rates: pd.DataFrame) -> DeviceProfile:
+    """The device as pairs and rates show it."""
+    return DeviceProfile.fit(pairs["prompt_tokens"], pairs["device_s"], decode_rate("device", rates))
+
+
+def decode_rate(end: str, rates: pd.DataFrame) -> float:
+    """Tokens per second of one end alone."""
+    return float(1 / rates.loc[rates["end"] == end, "gap_s"].median())
+
+
+class _Session:
+    """One measuring session on two ends."""
+
+    def __init__(self, settings: Settings, server: Endpoint, device: Endpoint) -> None:
+        self.settings, self.server, self.device = settings, server, device
+        table = prompts()
+        self.ids, self.built = table["id"].tolist(), table["built"].tolist()
+        self.service = traces.service(settings.service)
+        self.local = settings.server == "local"
+        self.lag_s = 0.0
+
+    async def run(self) -> dict[str, pd.DataFrame]:
+        s, tables = self.settings, dict[str, pd.DataFrame]()
+        policies = 6 * s.prompts * (1 + self.local)
+        total = 2 * RATE_TRIALS + s.calibration + s.pairs + policies + 2 * s.seams * self.local
+        lag = asyncio.create_task(self._watch())
+        try:
+            with tqdm(total=total, desc="live ends", unit="answer", disable=None) as self.bar:
+                tables["rates"] = pd.DataFrame([row async for row in self._rates()])
+                async with self._load(decode_rate("server", tables["rates"])):
+                    pairs = pd.DataFrame([await self._pair(i) for i in range(s.calibration + s.pairs)])
+                    tables["pairs"] = pairs.assign(calibration=pairs.index < s.calibration)
+                    device = device_profile(pairs[: s.calibration], tables["rates"])
+                    own_s = pairs["server_s"][: s.calibration]
+                    answers = [answer async for answer in self._policies(own_s, device)]
+                quiet = self._seams(TTFTDistribution(own_s), device)
+                tables["seams"] = pd.DataFrame(
+                    [row async for row in quiet], columns=None if self.local else TABLES["seams"]
+                )
+        finally:
+            lag.cancel()
+            if hasattr(self.server, "aclose"):
+                await self.server.aclose()
+        tables["requests"] = pd.DataFrame([row for row, _ in answers])
+        tables["tokens"] = pd.DataFrame(
+            [token for _, tokens in answers for token in tokens], columns=TABLES["tokens"]
+        )
+        return tables
+
+    async def _rates(self) -> AsyncIterator[dict[str, Any]]:
+        """Gaps between tokens of each end alone; the first answer of each warms it up and is not kept."""
+        for k in range(RATE_TRIALS):
+            for end in (self.server, self.device):
+                times = [at for _, at in await _answer(end, self.built[k], RATE_TOKENS)]
+                self.bar.update()
+                for gap in np.diff(times) if k else ():
+                    yield {"end": end.name, "gap_s": gap}
+
+    async def _pair(self, i: int) -> dict[str, Any]:
+        """Both ends asked at once for the first token, after a pause so that the load is met at any phase."""
+        k = i % len(self.built)
+        await asyncio.sleep(float(np.random.default_rng([self.settings.seed, i]).uniform(0, 0.1)))
+        both = (_answer(end, self.built[k], 1) for end in (self.server, self.device))
+        (server_s, device_s) = (answer[0][1] for answer in await asyncio.gather(*both))
+        self.bar.update()
+        length = self.device.count(self.built[k])
+        return {"prompt": self.ids[k], "prompt_tokens": length, "server_s": server_s, "device_s": device_s}
+
+    async def _policies(
+        self, own_s: "pd.Series[float]", device: DeviceProfile
+    ) -> AsyncIterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+        """Every prompt under every policy, in an order that turns with the prompt."""
+        s, hop = self.settings, self.service.ttft
+        lengths = [self.device.count(built) for built in self.built[: s.prompts]]
+        settings = {"raw": TTFTDistribution(own_s)}
+        if self.local:
+            settings["last hop"] = behind_last_hop(hop, own_s)
+        for setting, ttft in settings.items():
+            policies = plans(lengths, ttft, s.budget)
+            rules = {constraint: self._rule(constraint, ttft, device) for constraint in Constraint}
+            for k in range(s.prompts):
+                server = LastHop(self.server, hop, s.seed, k) if setting == "last hop" else self.server
+                for policy in np.roll(list(policies), k):
+                    plan, moves = policies[policy]
+                    row = {"setting": setting, "policy": str(policy), "request": k, "prompt": self.ids[k]}
+                    row["held_s"] = server.held_s() if isinstance(server, LastHop) else 0.0
+                    yield await self._request(row, self.built[k], plan, moves and rules[moves], server)
+                    self.bar.update()
+
+    def _rule(self, constraint: Constraint, ttft: TTFTDistribution, device: DeviceProfile) -> MigrationRule:
+        return MigrationRule(
+            cost_model(self.service, constraint), output_lengths(self.settings.max_tokens), ttft, device
+        )
+
+    async def _request(
+        self, row: dict[str, Any], built: str, plan: DispatchPlan, rule: MigrationRule | None, server: Endpoint
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        seeds, self.lag_s = [self.settings.seed, row["request"]], 0.0
+        record = await self._record(built, plan, rule, server, self.settings.max_tokens, seeds)
+        row |= {"prompt_tokens": self.device.count(built), "loop_lag_s": self.lag_s}
+        delays = plan.draw(np.array([row["prompt_tokens"]]), np.random.default_rng(seeds))[:, 0]
+        row |= {f"{end.name.lower()}_delay_s": delays[end] for end in End}
+        moved = [row | _seen(token) for token in record.tokens] if record.migrated_at else []
+        return row | _outcome(record), moved
+
+    async def _record(
+        self, built: str, plan: DispatchPlan, rule: MigrationRule | None, server: Endpoint, n: int, seeds: list[int]
+    ) -> Record:
+        rng = np.random.default_rng(seeds)
+        run = stream(
+            built, plan=plan, server=server, device=self.device, rule=rule, max_tokens=n, rng=rng, wait=False
+        )
+        async with aclosing(run):
+            with suppress(StreamError):  # it stands in the record
+                async for _ in run:
+                    pass
+        return run.record
+
+    async def _seams(self, ttft: TTFTDistribution, device: DeviceProfile) -> AsyncIterator[dict[str, Any]]:
+        """Hand-overs with nothing else running: beside the target asked directly, and the source left alone."""
+        n = 2 * self.settings.max_tokens
+        for k in range(self.settings.seams if self.local else 0):
+            for constraint, plan in (
+                (Constraint.DEVICE, plan_device_only()),
+                (Constraint.SERVER, plan_server_only()),
+            ):
+                rule = replace(self._rule(constraint, ttft, device), reading_rate=PACES[k % len(PACES)])
+                rule = replace(rule, output_tokens=output_lengths(n))
+                record = await self._record(self.built[k], plan, rule, self.server, n, [k])
+                self.bar.update()
+                if record.migrated_at:
+                    row = {"prompt": self.ids[k], "prompt_tokens": self.device.count(self.built[k])}
+                    row |= {"reading_rate": rule.reading_rate} | _outcome(record)
+                    yield row | await self._seam(self.built[k], record, n)
+
+    async def _seam(self, built: str, record: Record, n: int) -> dict[str, Any]:
+        ends, at, source = (self.server, self.device), record.migrated_at, record.handovers[0].source
+        tokens = [Token(token.index, token.text, token.id) for token in record.tokens]
+        direct = await _answer(ends[1 - source], built, n, tokens[:at])
+        alone = [token.id for token, _ in await _answer(ends[source], built, n)]
+        moved = [token.id for token in tokens]
+        parted = next((i for i in range(at, len(moved)) if moved[i : i + 1] != alone[i : i + 1]), len(moved))
+        return {
+            "source": ends[source].name,
+            "exact": moved[at:] == [token.id for token, _ in direct],
+            "same_as_unmoved": parted - at,
+        }
+
+    @asynccontextmanager
+    async def _load(self, decode_rate: float) -> AsyncIterator[None]:
+        """Poisson clients at the local server while the block runs; none at a commercial one."""
+        clients = set[asyncio.Task[Any]]()
+        if self.local:
+            rate = self.settings.load * decode_rate / np.mean(BACKGROUND_TOKENS)
+            clients.add(asyncio.create_task(self._arrivals(float(rate), clients)))
+        try:
+            yield
+        finally:
+            for task in clients:
+                task.cancel()
+            await asyncio.gather(*clients, return_exceptions=True)
+
+    async def _arrivals(self, rate: float, clients: set[asyncio.Task[Any]]) -> None:
+        rng = np.random.default_rng([self.settings.seed, 1])
+        while rate > 0:
+            await asyncio.sleep(float(rng.exponential(1 / rate)))
+            tokens = int(rng.integers(*BACKGROUND_TOKENS))
+            client = asyncio.create_task(_answer(self.server, str(rng.choice(self.built)), tokens))
+            clients.add(client)
+            client.add_done_callback(clients.discard)
+
+    async def _watch(self) -> None:
+        """How late the event loop is: what a busy process would add to every time."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + 0.01
+            await asyncio.sleep(0.01)
+            self.lag_s = max(self.lag_s, loop.time() - due)
+
+
+def _outcome(record: Record) -> dict[str, Any]:
+    charges = dict[str, Any]()
+    for end in End:
+        name = end.name.lower()
+        charges[f"{name}_started"] = record.started[end]
+        charges |= {f"{name}_prefill": record.prefill[end], f"{name}_decode": record.decode[end]}
+    at, tokens = record.migrated_at, record.tokens
+    released = [token.released_s for token in tokens]
+    gaps = time_between_tokens(released) if tokens else np.empty(0)
+    return charges | {
+        "ttft_s": record.ttft_s,
+        "winner": None if record.winner is None else record.winner.name.lower(),
+        "tokens": len(tokens),
+        "migrated_at": at,
+        "takeover_s": tokens[at].generated_s - tokens[at - 1].generated_s if 0 < at < len(tokens) else None,
+        "delay_num": record.delay_num,
+        "tbt_p99_s": np.quantile(gaps, 0.99, method="inverted_cdf") if gaps.size else None,
+        "qoe": quality_of_experience(released) if tokens else None,
+        "refusals": "; ".join(record.refusals),
+        "failures": "; ".join(map(str, record.failures)),
+    }
+
+
+def _seen(token: StreamedToken) -> dict[str, Any]:
+    return {
+        "token": token.index,
+        "source": token.source.name.lower(),
+        "id": token.id,
+        "text": token.text,
+        "generated_s": token.generated_s,
+        "released_s": token.released_s,
+    }
+
+
+async def _answer(end: Endpoint, prompt: str, n: int, begun: Sequence[Token] = ()) -> list[tuple[Token, float]]:
+    """What one end answers, or goes on with, up to n tokens in all; each with seconds since the request."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    async with aclosing(end.generate(Prefix(prompt, tuple(begun), n - len(begun)))) as tokens:
+        return [(token, loop.time() - start) async for token in tokens]
+
+
+def live_measurements(measurements: Path | str, settings: Settings) -> tuple[Path, dict[str, pd.DataFrame]]:
+    """Where the measurements are and what they are, by table.
+
+    Without a folder they are made (in about eight minutes; quick: one), and kept in the build folder for the next
+    call. ArtifactError for a folder that does not hold them, or holds those of other settings.
+    """
+    folder = ROOT / measurements if measurements else default_folder(settings)
+    if not measurements and not (folder / "requests.csv").exists():
+        _measure(folder, settings)
+    try:
+        made = Settings(**json.loads((folder / "settings.json").read_text()))
+        found = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=name != "tokens") for name in TABLES}
+        for name, columns in TABLES.items():
+            if missing := set(columns) - set(found[name]):
+                raise InputError(f"{name}.csv has no column {', '.join(sorted(missing))}")
+    except (OSError, ValueError, TypeError) as error:  # pandas' own errors are ValueErrors
+        raise ArtifactError(
+            f"{folder} does not hold live measurements: {error}; without it, they are made anew"
+        ) from None
+    other = [f"{k}={v!r}" for k, v in asdict(made).items() if v != getattr(settings, k)]
+    if other:
+        raise ArtifactError(f"{folder} was measured with {', '.join(other)}; without it, yours are made anew")
+    return folder / "requests.csv", found
+
+
+def default_folder(settings: Settings) -> Path:
+    """Where measurements of these settings are kept."""
+    if settings in (Settings(), Settings().quick()):
+        return BUILD / ("" if settings == Settings() else "quick") / "measured" / "live"
+    said = json.dumps(asdict(settings), sort_keys=True)
+    return BUILD / "measured" / f"live-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+
+
+def _measure(folder: Path, settings: Settings) -> dict[str, pd.DataFrame]:
+    found = measure(settings)
+    files = {"settings.json": json.dumps(asdict(settings), indent=2).encode() + b"\n"}
+    for name in TABLES:
+        text = found[name].to_csv(index=False, float_format="%.6f", lineterminator="\n")
+        files[f"{name}.csv"] = text.encode()
+    write_together(folder, files)
+    return found
+
+
+@command("no measurement was kept")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure into a folder; exit 0, 1 with one line for an error, 130 when interrupted (nothing is written)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m disco_core.artifact.live",
+        description="Run every policy on two live ends and write what was measured.",
+    )
+    parser.add_argument("--out", type=Path, help="folder of the tables (default: build/measured/live)")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter answers: under a minute, not eight")
+    parser.add_argument("--server", default="local", help="local, or openai:<model> (default: %(default)s)")
+    options = parser.parse_args(argv)
+    settings = Settings(server=options.server)
+    if options.quick:
+        settings = settings.quick()
+    folder = options.out or default_folder(settings)
+    found = _measure(folder, settings)
+    print(f"{len(found['requests'])} answers and {len(found['pairs'])} pairs measured: {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
