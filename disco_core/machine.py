@@ -12,54 +12,85 @@ from dataclasses import replace
 from functools import partial
 
 from disco_core.cost import End
-from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token
+from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, until
 from disco_core.errors import CutError, EndpointError, ProtocolError, StalledError, StreamError
 from disco_core.migration import MigrationRule
 from disco_core.record import HandOver, Record, StreamedToken
 
 
 class _Work:
-    """One piece of work of one end, its next token already asked for."""
+    """One piece of work of one end. `next` is the token it was asked for, None for the end of the answer.
 
-    def __init__(self, end: End, endpoint: Endpoint, prefix: Prefix, deadline_s: float) -> None:
-        self.end, self.endpoint, self.index = end, endpoint, len(prefix.generated)
-        self.stall_s = deadline_s
+    The alarm is told to `next` at its time, whatever the endpoint does then: a cancel may take it long to confirm.
+    """
+
+    def __init__(self, end: End, endpoint: Endpoint, prefix: Prefix, stall_s: float) -> None:
+        self.end, self.endpoint, self.stall_s = end, endpoint, stall_s
+        self.index, self.made = len(prefix.generated), 0
         self._tokens = endpoint.generate(prefix)
-        self.made = 0
+        self._loop = asyncio.get_running_loop()
+        self._alarm: asyncio.TimerHandle | None = None
         self.ask()
 
     def ask(self) -> None:
-        self.next = asyncio.ensure_future(self._ask())
+        self.next: asyncio.Future[Token | None] = self._loop.create_future()
+        self._asking = self._loop.create_task(self._ask())
+        self._patience = self._loop.time() + self.stall_s
+        if self._alarm is None:  # one for many tokens: it looks at the time when it rings
+            self._alarm = self._loop.call_at(self._patience, self._ring)
 
-    async def _ask(self) -> Token | None:
-        """The next token, None at the end of the answer; every failure as an EndpointError."""
+    async def _ask(self) -> None:
+        """The next token, or a failure, always as an EndpointError."""
         name = self.endpoint.name
-        while True:
-            try:
-                async with asyncio.timeout(self.stall_s):
-                    token = await anext(self._tokens)
-            except StopAsyncIteration:
-                return None
-            except TimeoutError:
-                raise StalledError(name, f"sent nothing for {self.stall_s:g} s") from None
-            except EndpointError:
+        try:
+            while (token := await anext(self._tokens, None)) is not None:
+                self.made += 1
+                if token.index > self.index:
+                    raise ProtocolError(name, f"sent token {token.index} where {self.index} was next")
+                if token.index == self.index:
+                    break
+                # a token that was here before: a chunk sent twice is dropped
+        except Exception as error:
+            if self.next.cancelled():  # it broke while it was being closed
                 raise
-            except Exception as error:
-                raise CutError(name, f"{type(error).__name__}: {error}") from error
-            self.made += 1
-            if token.index == self.index:
-                self.index += 1
-                return token
-            if token.index > self.index:
-                raise ProtocolError(name, f"sent token {token.index} where {self.index} was next")
-            # a token that was here before: a chunk sent twice is dropped
+            failure = (
+                error if isinstance(error, EndpointError) else CutError(name, f"{type(error).__name__}: {error}")
+            )
+            failure.__cause__ = error.__cause__ if failure is error else error
+            self._tell(failure)
+        except asyncio.CancelledError:
+            self._tell(CutError(name, "it was cancelled"))
+            raise
+        else:
+            self.index += 1
+            self._tell(token)
+
+    def _tell(self, news: Token | Exception | None) -> None:
+        if self.next.done():
+            return
+        if isinstance(news, Exception):
+            self.next.set_exception(news)
+        else:
+            self.next.set_result(news)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        if not self.next.done():
+            if self._loop.time() < self._patience:
+                self._alarm = self._loop.call_at(self._patience, self._ring)
+            else:
+                self._tell(StalledError(self.endpoint.name, f"sent nothing for {self.stall_s:g} s"))
 
     async def close(self) -> None:
+        """Cancel what it does; returns once the endpoint has confirmed that it stopped."""
+        if self._alarm:
+            self._alarm.cancel()
         self.next.cancel()
-        await asyncio.wait([self.next])
-        if not self.next.cancelled():
-            self.next.exception()  # seen, whatever it was
+        self._asking.cancel()
+        await asyncio.wait([self._asking])
         await self._tokens.aclose()
+        if not self._asking.cancelled():
+            self._asking.result()
 
 
 class Machine:
@@ -69,16 +100,19 @@ class Machine:
         self,
         prompt: Prompt,
         ends: tuple[Endpoint, Endpoint],
-        delays: tuple[float, float],
         rule: MigrationRule | None,
         max_tokens: int,
         reading_rate: float,
         stall_s: float,
+        confirm_s: float,
         seed: int | None,
     ) -> None:
-        self.prompt, self.ends, self.delays, self.rule = prompt, ends, delays, rule
-        self.max_tokens, self.reading_rate, self.stall_s, self.seed = max_tokens, reading_rate, stall_s, seed
+        self.prompt, self.ends, self.rule = prompt, ends, rule
+        self.max_tokens, self.reading_rate, self.seed = max_tokens, reading_rate, seed
+        self.stall_s, self.confirm_s = stall_s, confirm_s
         self.record, self.news, self.start = Record(), asyncio.Event(), 0.0
+        self.delays: tuple[float, float] = (0.0, 0.0)
+        self._built: dict[End, tuple[Prompt, int]] = {}
         self._generated: list[Token] = []
         self._failed: set[End] = set()
         self._works: list[_Work] = []
@@ -98,7 +132,7 @@ class Machine:
             await self.close()
 
     async def close(self) -> None:
-        """Stop whatever still runs, and wait until it has."""
+        """Stop whatever still runs, and wait until it has, for each at most `confirm_s`."""
         for work in list(self._works):
             self._stop(work)
         if self._closing:
@@ -165,7 +199,7 @@ class Machine:
         target = None if rule is None else rule.target
         if rule is None or target is None or target is source or record.migrated_at or target in self._failed:
             return False
-        prompt_tokens, generated = self._prompt_tokens(target), len(self._generated)
+        prompt_tokens, generated = self.prompt_of(target)[1], len(self._generated)
         if not bool(rule.moves(prompt_tokens, generated, self._now() - (record.ttft_s or 0.0))):
             return False
         refusal = self._refusal(target)
@@ -173,17 +207,18 @@ class Machine:
             record.refusals.append(refusal)
         return refusal is None
 
-    def _prompt(self, end: End) -> Prompt:
-        return self.prompt if self.rule is None else self.rule.prompt_for(end, self.prompt)
-
-    def _prompt_tokens(self, end: End) -> int:
-        return self.ends[end].count(self._prompt(end))
+    def prompt_of(self, end: End) -> tuple[Prompt, int]:
+        """The prompt as the rule builds it for an end, and how many tokens that end counts in it: asked for once."""
+        if end not in self._built:
+            prompt = self.prompt if self.rule is None else self.rule.prompt_for(end, self.prompt)
+            self._built[end] = prompt, self.ends[end].count(prompt)
+        return self._built[end]
 
     def _refusal(self, target: End) -> str | None:
         end, n = self.ends[target], len(self._generated)
         if n and not end.continues:
             return f"{end.name} cannot continue an open assistant turn"
-        whole = self._prompt_tokens(target) + self.max_tokens
+        whole = self.prompt_of(target)[1] + self.max_tokens
         if end.context is not None and whole > end.context:
             return f"{end.name}: prompt and answer need {whole} tokens of context, it has {end.context}"
         return None
@@ -208,8 +243,9 @@ class Machine:
             token if self.ends[made.source].vocabulary == endpoint.vocabulary else replace(token, id=None)
             for token, made in zip(self._generated, record.tokens, strict=True)
         )
-        prefix = Prefix(self._prompt(end), generated, self.max_tokens - len(generated), self.seed)
-        charged = self._prompt_tokens(end) + len(generated)
+        prompt, charged = self.prompt_of(end)
+        prefix = Prefix(prompt, generated, self.max_tokens - len(generated), self.seed)
+        charged += len(generated)
         record.prefill[end] += charged
         record.failover_prefill[end] += charged * failover
         record.started[end] |= not generated
@@ -248,7 +284,14 @@ class Machine:
         if work in self._works:
             self._works.remove(work)
             self.record.decode[work.end] += work.made
-            self._closing.append(asyncio.create_task(work.close()))
+            self._closing.append(asyncio.create_task(self._confirmed(work)))
+
+    async def _confirmed(self, work: _Work) -> None:
+        closing = asyncio.create_task(work.close())
+        await asyncio.wait([closing], timeout=self.confirm_s)
+        if not closing.done() or closing.cancelled() or closing.exception():
+            closing.cancel()
+            self.record.unconfirmed[work.end] += 1
 
     def _both_failed(self) -> StreamError:
         why = "; ".join(map(str, [*self.record.failures, *self.record.refusals])) or "no end could be started"
@@ -269,16 +312,3 @@ class Machine:
         finally:
             if timer:
                 timer.cancel()
-
-
-async def until(when: float) -> None:
-    """Sleep until a loop time exactly: an absolute deadline does not drift as sums of sleeps do."""
-    loop = asyncio.get_running_loop()
-    if when <= loop.time():
-        return
-    woken: asyncio.Future[None] = loop.create_future()
-    handle = loop.call_at(when, woken.set_result, None)
-    try:
-        await woken
-    finally:
-        handle.cancel()

@@ -33,10 +33,11 @@ class HandOver:
 class Record:
     """What happened. Unknown is None. Charges are tokens per end, in the order of `End`.
 
-    late_s             seconds after its `released_s` that each token really came; empty where nothing waits for a pace
+    late_s             seconds after its `released_s` at which each token really came; empty with `wait=False`
     prefill, decode    charged: full prefixes of all work that was started, and every token that was made
     failover_prefill   the part of prefill that only a failure caused, apart from the budget
     refusals           why a hand-over the rule wanted did not happen, once each
+    unconfirmed        cancelled work whose end did not confirm in time that it stopped
     """
 
     ttft_s: float | None = None
@@ -49,6 +50,7 @@ class Record:
     prefill: list[int] = field(default_factory=lambda: [0, 0])
     decode: list[int] = field(default_factory=lambda: [0, 0])
     failover_prefill: list[int] = field(default_factory=lambda: [0, 0])
+    unconfirmed: list[int] = field(default_factory=lambda: [0, 0])
     failures: list[EndpointError] = field(default_factory=list)
     error: StreamError | None = None
     complete: bool = False

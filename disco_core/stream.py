@@ -1,7 +1,9 @@
 """A plan and a rule over two live endpoints: one answer that the reader sees, at the reader's pace."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Sequence
+from operator import index
+from typing import Any
 
 import numpy as np
 
@@ -9,9 +11,9 @@ from disco_core import checks
 from disco_core.cost import End
 from disco_core.delivery import READING_RATE
 from disco_core.dispatch import DispatchPlan
-from disco_core.endpoints.base import Endpoint, Prompt
+from disco_core.endpoints.base import Endpoint, Prompt, checked, until, whole
 from disco_core.errors import InputError
-from disco_core.machine import Machine, until
+from disco_core.machine import Machine
 from disco_core.migration import MigrationRule
 from disco_core.record import Record, StreamedToken
 
@@ -29,6 +31,7 @@ def stream(
     reading_rate: float | None = None,
     wait: bool = True,
     stall_s: float = 30.0,
+    confirm_s: float = 10.0,
     seed: int | None = None,
 ) -> "Run":
     """One answer from two ends: iterate over the result with `async for`, then read its `.record`.
@@ -36,50 +39,65 @@ def stream(
     start_s        loop time the request was meant to start; by default when it is first iterated
     reading_rate   r_c of the pace, tokens per second; by default the rule's, or Andes' 4.8
     wait           release tokens at the reader's pace; False yields them as they are made, with the same times
-    stall_s        an end that sends nothing for so long has failed
+    stall_s        an end that sends no token for so long has failed, and the other goes on
+    confirm_s      seconds to wait, at the end of the run, for the confirmed end of work that was cancelled
     InputError for a bad argument at once; StreamError from the iteration once both ends have failed.
     """
     checks.kind(plan, DispatchPlan, "plan")
     if rule is not None:
         checks.kind(rule, MigrationRule, "rule")
-    if len(prompt) == 0:
-        raise InputError("prompt must not be empty")
     rate = reading_rate if reading_rate is not None else READING_RATE if rule is None else rule.reading_rate
-    scarce = (server, device)[plan.constraint.end if plan.constraint else End.DEVICE]
-    delays = plan.draw(np.array([scarce.count(prompt)]), rng)[:, 0]
     machine = Machine(
-        prompt,
-        (server, device),
-        (float(delays[End.SERVER]), float(delays[End.DEVICE])),
+        _prompt(prompt),
+        (checked(server, "server"), checked(device, "device")),
         rule,
         checks.count(max_tokens, "max_tokens"),
         checks.positive(rate, "reading_rate"),
         checks.positive(stall_s, "stall_s"),
-        seed,
+        checks.positive(confirm_s, "confirm_s"),
+        None if seed is None else whole(seed, "seed"),
     )
-    return Run(machine, start_s, wait)
+    scarce = plan.constraint.end if plan.constraint else End.DEVICE
+    delays = plan.draw(np.array([machine.prompt_of(scarce)[1]]), rng)[:, 0]
+    machine.delays = float(delays[End.SERVER]), float(delays[End.DEVICE])
+    return Run(machine, None if start_s is None else checks.number(start_s, "start_s"), wait)
+
+
+def _prompt(value: Any) -> Prompt:
+    """A text that can be encoded, or a list of ids; InputError otherwise."""
+    try:
+        if isinstance(value, str):
+            value.encode()
+            prompt: Prompt = value
+        elif isinstance(value, Sequence | np.ndarray) and not isinstance(value, bytes | bytearray | memoryview):
+            prompt = [index(id) for id in value]
+        else:
+            raise TypeError
+    except (TypeError, UnicodeEncodeError):
+        raise InputError(f"prompt must be a text or a list of token ids, got {value!r:.80}") from None
+    if not prompt:
+        raise InputError("prompt must not be empty")
+    return prompt
 
 
 class Run:
     """An answer in the making: an async iterator of `StreamedToken`, and its `record`."""
 
-    def __init__(self, machine: "Machine", start_s: float | None, wait: bool) -> None:
+    def __init__(self, machine: Machine, start_s: float | None, wait: bool) -> None:
         self._machine, self._start_s, self._wait = machine, start_s, wait
-        self._iterator: AsyncGenerator[StreamedToken, None] | None = None
+        self._iterator = self._released()
 
     @property
     def record(self) -> Record:
         """What has happened so far; final once the iteration has ended."""
         return self._machine.record
 
-    def __aiter__(self) -> AsyncIterator[StreamedToken]:
-        self._iterator = self._iterator or self._released()
+    def __aiter__(self) -> AsyncGenerator[StreamedToken, None]:
         return self._iterator
 
     async def aclose(self) -> None:
-        """The reader's cancel: returns once both ends have confirmed that they stopped."""
-        if self._iterator is not None:
-            await self._iterator.aclose()
+        """The reader's cancel: returns once both ends have confirmed that they stopped, or `confirm_s` is over."""
+        await self._iterator.aclose()
 
     async def _released(self) -> AsyncGenerator[StreamedToken, None]:
         machine, loop = self._machine, asyncio.get_running_loop()

@@ -1,6 +1,7 @@
 """The live machine on replayed ends under a virtual clock: it agrees with the simulator, and loses nothing."""
 
 import asyncio
+import gc
 
 import numpy as np
 import pytest
@@ -97,6 +98,8 @@ def test_nothing_is_lost_repeated_or_reordered(l, length, first, plan, rule, ser
         assert record.started == [True, True]
         assert uncharged[record.winner] == 0
         assert record.winner == dc.End.SERVER or rule.keeps_loser
+    assert not any("AssertionError" in str(failure) for failure in record.failures)  # the ends check their prefixes
+    assert record.unconfirmed == [0, 0]
     times = [(token.generated_s, token.released_s) for token in tokens]
     assert times == sorted(times)
     if not (server_fails or device_fails):
@@ -234,3 +237,246 @@ def test_a_refused_hand_over_says_why():
         assert live.record.migrated_at == 0
         assert len(live.record.refusals) == 1
         assert word in live.record.refusals[0]
+
+
+# --- ends that hang
+
+
+class Hung(ReplayEndpoint):
+    """An end that takes `cancel_s` to confirm that it stopped, whatever else goes wrong."""
+
+    async def generate(self, prefix):
+        try:
+            async for token in super().generate(prefix):
+                yield token
+        finally:
+            await asyncio.sleep(self.cancel_s)
+
+
+async def until_the_end(live):
+    """What `collect` says, and the loop's time when all was over."""
+    return *await collect(live), asyncio.get_running_loop().time()
+
+
+@pytest.mark.parametrize(("cancel_s", "confirmed_s"), [(0.0, 0.0), (3.0, 3.0), (1e6, 5.0)])
+def test_a_stalled_end_is_left_at_once_however_long_it_takes_to_confirm(cancel_s, confirmed_s):
+    server = Hung(0.5, [0.125], 8, fail=Failure.STALL, at=3, cancel_s=cancel_s, name="server")
+    device = ReplayEndpoint(0.25, [0.0625], 8, name="device")
+    live = stream(
+        [0] * 4,
+        plan=dc.plan_server_only(),
+        server=server,
+        device=device,
+        max_tokens=8,
+        wait=False,
+        stall_s=2.0,
+        confirm_s=5.0,
+    )
+    tokens, error, ended = run(until_the_end(live))
+    assert error is None
+    assert [token.id for token in tokens] == list(range(8))
+    assert tokens[2].generated_s == 0.75
+    assert tokens[3].generated_s == 0.75 + 2.0 + 0.25
+    assert ended == max(tokens[-1].generated_s, 2.75 + confirmed_s)
+    assert live.record.unconfirmed == [int(confirmed_s == 5.0), 0]
+    assert str(live.record.failures[0]) == "server: sent nothing for 2 s"
+
+
+def test_an_end_that_never_answers_is_named_within_its_deadline():
+    def silent(name):
+        return Hung(1e9, [1.0], 8, cancel_s=1e9, name=name)
+
+    both = dc.plan_stochastic(1.0, dc.Constraint.DEVICE, both=True)
+    for plan, needed_s in ((dc.plan_server_only(), 4.0), (both, 2.0)):
+        rng = np.random.default_rng(0)
+        live = stream("hi", plan=plan, server=silent("there"), device=silent("here"), stall_s=2, confirm_s=5, rng=rng)
+        tokens, error, ended = run(until_the_end(live))
+        assert tokens == []
+        assert str(error) == (
+            "neither end could go on after 0 tokens: there: sent nothing for 2 s; here: sent nothing for 2 s"
+        )
+        assert [type(failure) for failure in live.record.failures] == [dc.StalledError] * 2
+        assert live.record.error is error
+        assert ended == needed_s + 5.0
+
+
+def test_the_same_token_again_and_again_is_a_stall():
+    class Stuck(ReplayEndpoint):
+        async def generate(self, prefix):
+            async for token in super().generate(prefix):
+                yield token
+                while token.index == 2:
+                    await asyncio.sleep(0.5)
+                    yield token
+
+    server, device = Stuck(0.5, [0.125], 8, name="server"), ReplayEndpoint(0.25, [0.0625], 8, name="device")
+    live = stream("hi", plan=dc.plan_server_only(), server=server, device=device, max_tokens=8, wait=False, stall_s=3)
+    tokens, error = run(collect(live))
+    assert error is None
+    assert [token.id for token in tokens] == list(range(8))
+    assert "sent nothing for 3 s" in str(live.record.failures[0])
+
+
+def test_the_readers_cancel_waits_for_a_hung_end_for_a_while_only():
+    server, device = Hung(0.5, [0.125], 80, cancel_s=1e9), ReplayEndpoint(0.25, [0.0625], 80)
+    live = stream("hi", plan=dc.plan_server_only(), server=server, device=device, confirm_s=4)
+
+    async def leave():
+        async for token in live:
+            if token.index == 3:
+                break
+        began = asyncio.get_running_loop().time()
+        await live.aclose()
+        return asyncio.get_running_loop().time() - began
+
+    assert run(leave()) == pytest.approx(4.0)
+    assert live.record.unconfirmed == [1, 0]
+    assert not live.record.complete
+
+
+def test_an_end_that_breaks_while_it_stops_is_not_confirmed_and_harms_nobody():
+    class Broken(ReplayEndpoint):
+        async def generate(self, prefix):
+            try:
+                async for token in super().generate(prefix):
+                    yield token
+            finally:
+                raise OSError("gone")
+
+    both, rng = dc.plan_stochastic(1.0, dc.Constraint.DEVICE, both=True), np.random.default_rng(0)
+    server, device = Broken(0.9, [0.125], 8), ReplayEndpoint(0.25, [0.0625], 8)
+    live = stream("hi", plan=both, server=server, device=device, max_tokens=8, wait=False, rng=rng)
+    tokens, error = run(collect(live))
+    assert (len(tokens), error) == (8, None)
+    assert live.record.unconfirmed == [1, 0]
+
+
+def test_an_end_that_cancels_itself_has_failed():
+    class Cancelled(ReplayEndpoint):
+        async def generate(self, prefix):
+            async for token in super().generate(prefix):
+                if token.index == 2:
+                    raise asyncio.CancelledError
+                yield token
+
+    server, device = Cancelled(0.5, [0.125], 8, name="server"), ReplayEndpoint(0.25, [0.0625], 8)
+    live = stream("hi", plan=dc.plan_server_only(), server=server, device=device, max_tokens=8, wait=False)
+    tokens, error = run(collect(live))
+    assert (len(tokens), error) == (8, None)
+    assert str(live.record.failures[0]) == "server: it was cancelled"
+
+
+def test_a_failure_that_no_reader_stayed_for_is_not_logged():
+    server, device = ends(0.1, 9, fail=Failure.DIE, at=3)
+    device.fail = Failure.REFUSE
+    live = stream("hi", plan=dc.plan_server_only(), server=server, device=device, max_tokens=9)
+    said = []
+
+    async def leave():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context["message"]))
+        await anext(aiter(live))
+        await asyncio.sleep(60)
+        await live.aclose()
+        gc.collect()
+
+    run(leave())
+    assert isinstance(live.record.error, dc.StreamError)
+    assert said == []
+
+
+def test_a_stream_that_was_closed_before_it_began_starts_nothing():
+    server, device = ends(0.1, 9)
+    live = stream("hi", plan=dc.plan_server_only(), server=server, device=device)
+
+    async def leave():
+        await live.aclose()
+        return [token async for token in live]
+
+    assert run(leave()) == []
+    assert live.record.started == [False, False]
+
+
+# --- what a user may get wrong
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"prompt": ""},
+        {"prompt": []},
+        {"prompt": None},
+        {"prompt": 7},
+        {"prompt": b"bytes"},
+        {"prompt": ["a", "b"]},
+        {"prompt": [1.5]},
+        {"prompt": [[1, 2]]},
+        {"prompt": {1: 2}},
+        {"prompt": "\ud800"},
+        {"max_tokens": 0},
+        {"max_tokens": -3},
+        {"max_tokens": 2.5},
+        {"max_tokens": float("nan")},
+        {"max_tokens": "9"},
+        {"max_tokens": True},
+        {"max_tokens": None},
+        {"server": None},
+        {"server": "http://127.0.0.1:8080"},
+        {"device": ReplayEndpoint},
+        {"plan": None},
+        {"plan": 0.3},
+        {"rule": "cheapest"},
+        {"reading_rate": 0},
+        {"stall_s": -1},
+        {"stall_s": float("inf")},
+        {"confirm_s": 0},
+        {"seed": -1},
+        {"seed": 0.5},
+        {"start_s": "now"},
+        {"rng": 7},
+    ],
+)
+def test_bad_arguments_are_named_before_anything_starts(bad):
+    server, device = ends(0.1, 9)
+    plan = dc.plan_stochastic(0.5, dc.Constraint.DEVICE)
+    good = {"prompt": "hi", "plan": plan, "server": server, "device": device, "rng": np.random.default_rng(0)}
+    with pytest.raises(dc.InputError, match=f"^{next(iter(bad))} must"):
+        stream(**(good | bad))
+    assert server.seen == device.seen == []
+
+
+def test_a_prompt_may_be_an_array_of_ids():
+    server, device = ends(0.1, 3)
+    live = stream(np.arange(4), plan=dc.plan_server_only(), server=server, device=device, max_tokens=3, wait=False)
+    assert run(collect(live))[1] is None
+    assert server.seen[0].prompt == [0, 1, 2, 3]
+
+
+def test_a_prompt_over_one_context_goes_to_the_other_end_and_over_both_is_an_error_that_names_them():
+    for plan in (dc.plan_server_only(), dc.plan_device_only()):
+        server, device = ends(0.1, 9, context=64)
+        live = stream([0] * 60, plan=plan, server=server, device=device, max_tokens=9, wait=False)
+        tokens, error = run(collect(live))
+        assert (len(tokens), error, live.record.winner) == (9, None, dc.End.DEVICE)
+        device.context = 32
+        live = stream([0] * 60, plan=plan, server=server, device=device, max_tokens=9, wait=False)
+        tokens, error, ended = run(until_the_end(live))
+        assert (tokens, ended) == ([], 0.0)
+        assert "server: prompt and answer need 69 tokens of context, it has 64" in str(error)
+        assert "device: prompt and answer need 69 tokens of context, it has 32" in str(error)
+        assert [type(failure) for failure in live.record.failures] == [dc.RefusedError] * 2
+
+
+def test_each_end_is_asked_once_how_long_its_prompt_is():
+    class Counting(ReplayEndpoint):
+        def count(self, prompt):
+            asked.append(self.name)
+            return len(prompt)
+
+    cost, asked = dc.CostModel(0, 1e-7, 1e-6, 1e-6), []
+    rule = dc.MigrationRule(cost, dc.LengthDistribution([200], [1]), dc.TTFTDistribution([0.3]), DEVICE)
+    server = Counting(0.3, [1 / SERVER_RATE], 100, name="server", continues=False)
+    device = Counting(0.1, [1 / DEVICE.decode_rate], 100, name="device")
+    live = stream([0] * 20, plan=dc.plan_device_only(), server=server, device=device, rule=rule, max_tokens=100)
+    assert run(collect(live))[1] is None
+    assert live.record.refusals
+    assert sorted(asked) == ["device", "server"]

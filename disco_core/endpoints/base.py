@@ -1,8 +1,13 @@
 """What a live stream asks of an end: tokens from a prefix, one after the other, and an end that is confirmed."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
+
+from disco_core.errors import InputError
 
 Prompt = str | Sequence[int]  # text, or ids of the endpoint's own vocabulary; the assistant's turn left open
 
@@ -49,9 +54,43 @@ class Endpoint(Protocol):
     continues: bool
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt as built, in this end's own tokenizer."""
+        """Tokens of a prompt as built, in this end's own tokenizer; once it is gone an estimate, not a failure."""
         ...
 
     def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The tokens that follow."""
         ...
+
+
+def checked(value: Any, name: str) -> Endpoint:
+    """What has all that an endpoint has; InputError otherwise."""
+    wanted = (*Endpoint.__annotations__, "count", "generate")
+    if isinstance(value, type) or not all(hasattr(value, one) for one in wanted):
+        raise InputError(f"{name} must be an endpoint, got {value!r:.80}")
+    found: Endpoint = value
+    return found
+
+
+def whole(value: Any, name: str) -> int:
+    """A whole number of at least 0, such as a seed; InputError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+        raise InputError(f"{name} must be a whole number of at least 0, got {value!r:.80}")
+    return int(value)
+
+
+def estimate(text: str) -> int:
+    """Tokens of a text where nobody counts: a rule of thumb for English, four bytes a token."""
+    return -(-len(text.encode()) // 4)
+
+
+async def until(when: float) -> None:
+    """Sleep until a loop time exactly: an absolute deadline does not drift as sums of sleeps do."""
+    loop = asyncio.get_running_loop()
+    if when <= loop.time():
+        return
+    woken: asyncio.Future[None] = loop.create_future()
+    handle = loop.call_at(when, woken.set_result, None)
+    try:
+        await woken
+    finally:
+        handle.cancel()

@@ -7,8 +7,7 @@ from contextlib import aclosing
 import numpy as np
 
 from disco_core import checks
-from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token
-from disco_core.errors import InputError
+from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, checked, until, whole
 from disco_core.latency import TTFTDistribution
 
 News = Token | Exception | None
@@ -37,11 +36,8 @@ class LastHop:
         request: int = 0,
         bursts: Sequence[int] | None = None,
     ) -> None:
-        for name, value in (("seed", seed), ("request", request)):
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
-                raise InputError(f"{name} must be a whole number of at least 0, got {value!r:.80}")
-        self.endpoint, self.ttft = endpoint, checks.kind(ttft, TTFTDistribution, "ttft")
-        self.seed, self.request = int(seed), int(request)
+        self.endpoint, self.ttft = checked(endpoint, "endpoint"), checks.kind(ttft, TTFTDistribution, "ttft")
+        self.seed, self.request = whole(seed, "seed"), whole(request, "request")
         self.bursts = None if bursts is None else checks.tokens(bursts, "bursts")
         self.name = f"{endpoint.name} (emulated last hop)"
         self.vocabulary, self.context, self.continues = endpoint.vocabulary, endpoint.context, endpoint.continues
@@ -62,7 +58,7 @@ class LastHop:
         try:
             while True:
                 when, news = await arrived.get()
-                await _until(when)
+                await until(when)
                 if news is None:
                     return
                 if isinstance(news, Exception):
@@ -102,15 +98,3 @@ class LastHop:
         yield 1  # the first token waits for no other
         while True:
             yield 1 if self.bursts is None else int(draws.choice(self.bursts))
-
-
-async def _until(when: float) -> None:
-    """Sleep until a loop time exactly."""
-    loop = asyncio.get_running_loop()
-    if when > loop.time():
-        woken: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_at(when, woken.set_result, None)
-        try:
-            await woken
-        finally:
-            timer.cancel()

@@ -30,6 +30,7 @@ class ReplayEndpoint:
     ttft_s         seconds, or a function of the tokens it has to prefill (prompt and generated)
     token_gaps_s   seconds before the second, third, ... token of a piece of work; the last one repeats
     length         tokens of the whole answer
+    context        tokens of prompt and answer that fit
     fail, at       what goes wrong and at which token; `cancel_s`, how long a slow cancel takes
 
     It checks the prefix it is given, and counts for itself: `prefilled` tokens it was started with, `made` tokens it
@@ -65,6 +66,11 @@ class ReplayEndpoint:
             self.prefilled += tokens
             if self.fail in (Failure.REFUSE, Failure.RATE_LIMIT):
                 raise RefusedError(self.name, self.fail.value)
+            whole = tokens + prefix.max_tokens
+            if self.context is not None and whole > self.context:
+                raise RefusedError(
+                    self.name, f"prompt and answer need {whole} tokens of context, it has {self.context}"
+                )
             await asyncio.sleep(self.ttft_s(tokens) if callable(self.ttft_s) else self.ttft_s)
             if self.fail is Failure.DIE_BEFORE_FIRST:
                 raise CutError(self.name, self.fail.value)
