@@ -19,11 +19,13 @@ unexport PYTHONPATH PYTHONHOME
 B := build$(if $(QUICK),/quick)$(if $(filter public,$(TRACES)),/public)
 F := $(if $(filter build,$(B)),figures,$(B)/figures)
 MEASURED := build$(if $(QUICK),/quick)/measured/device.csv
+LIVE := build$(if $(QUICK),/quick)/measured/live/requests.csv
 FETCHED := $(if $(filter public,$(TRACES)),build/traces/.complete)
 
-STEMS := endpoints traces dispatch
+STEMS := endpoints traces dispatch migration live chat
 EXECUTED := $(STEMS:%=$(B)/notebooks/%.ipynb)
 CODE := $(filter-out %/measure.py,$(wildcard disco_core/*.py disco_core/artifact/*.py disco_core/artifact/*.mplstyle))
+STREAMS := $(addprefix disco_core/,dispatch.py migration.py machine.py stream.py artifact/scenario.py) $(wildcard disco_core/endpoints/*.py)
 TABLES := $(wildcard data/*.csv)
 SET := quick=$(if $(QUICK),True,False) source=$(TRACES) out=$(F)
 
@@ -69,7 +71,7 @@ lab: $(SETUP) ## the notebooks in JupyterLab
 
 lock: ## for maintainers: pin the packages of pyproject.toml anew (needs uv)
 	@command -v uv >/dev/null || { echo "make lock: no uv on the PATH; install uv and run make lock again" >&2; exit 1; }
-	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	uv pip compile pyproject.toml --extra artifact --extra dev --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --upgrade -o requirements.lock
 
 clean: ## remove build/: executed notebooks, measurements, downloads
@@ -124,16 +126,23 @@ $(MEASURED): disco_core/artifact/measure.py $(PACKAGES) | $(SETUP)
 	@echo "Measuring the device model on this machine"
 	@$(PY) -m disco_core.artifact.measure $(if $(QUICK),--quick) --out $@
 
+$(LIVE): disco_core/artifact/live.py $(STREAMS) data/prompts.csv $(PACKAGES) | $(SETUP)
+	@echo "Running two live ends on this machine$(if $(QUICK),, (about ten minutes; leave it to itself meanwhile))"
+	@$(PY) -m disco_core.artifact.live $(if $(QUICK),--quick) --out $(@D)
+
 build/traces/.complete: disco_core/artifact/registry.txt $(PACKAGES) | $(SETUP)
 	@$(PY) -m disco_core.artifact.traces
 	@touch $@
 
 .SECONDEXPANSION:
 $(B)/notebooks/endpoints.ipynb $(B)/notebooks/dispatch.ipynb: $(MEASURED)
+$(B)/notebooks/migration.ipynb $(B)/notebooks/live.ipynb: $(LIVE)
+$(B)/notebooks/chat.ipynb: $(STREAMS) disco_core/artifact/live.py
 $(EXECUTED): $(B)/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) $(TABLES) $(FETCHED) $(PACKAGES) $$(call rendered,$$*) | $(SETUP)
 	@echo "Running notebooks/$*.ipynb"
 	@$(PY) -m disco_core.artifact.run $< --out $(@D) \
-		--set $(SET) $(if $(filter $(MEASURED),$^),measurements=$(MEASURED)) >/dev/null
+		--set $(SET) $(if $(filter $(MEASURED),$^),measurements=$(MEASURED)) \
+		$(if $(filter $(LIVE),$^),measurements=$(patsubst %/,%,$(dir $(LIVE)))) >/dev/null
 	@ls -d $(F)/$*.* $(F)/$*_* 2>/dev/null >$(B)/notebooks/$*.exhibits || true
 
 $(F)/README.md: $(EXECUTED)

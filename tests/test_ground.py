@@ -107,7 +107,8 @@ def requirements(lines):
 
 
 def declared():
-    extras = PYPROJECT["project"]["optional-dependencies"].values()
+    groups = PYPROJECT["project"]["optional-dependencies"]
+    extras = [groups["artifact"], groups["dev"]]  # what `make setup` installs; the rest is for who wants it
     return requirements([*PYPROJECT["project"]["dependencies"], *[line for extra in extras for line in extra]])
 
 

@@ -35,6 +35,7 @@ POLICIES = {
     "Stoch+": "#cc78bc",  # the kinder reading: the cheap end always
     "DiSCo": "#0173b2",
 }
+SERIES = ("#0173b2", "#de8f05", "#029e73", "#cc78bc")  # of things that are no policies: services, devices
 _METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Date": None},
     "pdf": {"CreationDate": None, "ModDate": None},

@@ -15,7 +15,8 @@ import asyncio
 import hashlib
 import json
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,6 +43,7 @@ from disco_core.migration import MigrationRule
 from disco_core.record import Record, StreamedToken
 from disco_core.stream import stream
 
+Tables = dict[str, pd.DataFrame]
 TABLES = {  # what each is read for
     "rates": ["end", "gap_s"],
     "pairs": ["prompt_tokens", "server_s", "device_s", "calibration"],
@@ -87,7 +89,7 @@ class Settings:
     pairs: int = 400
     prompts: int = 60
     max_tokens: int = 20
-    load: float = 0.3
+    load: float = 0.25
     seams: int = 12
     seed: int = 0
 
@@ -105,10 +107,31 @@ class Settings:
         return replace(self, **{name: min(n, getattr(self, name)) for name, n in few.items()})
 
 
-def measure(settings: Settings) -> dict[str, pd.DataFrame]:
+def measure(settings: Settings) -> Tables:
     """Every table, by name. An EndpointError where an end cannot be had; nothing is left running."""
     with ends(settings.server) as (server, device):
-        return asyncio.run(_Session(settings, server, device).run())
+        return _run(_Session(settings, server, device).run())
+
+
+def _run(work: Coroutine[Any, Any, Tables]) -> Tables:
+    """The result of the work, also in a notebook, whose own event loop is running: then in a thread beside it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    loop = asyncio.new_event_loop()
+
+    def beside() -> Tables:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            return runner.run(work)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(beside)
+        try:
+            return done.result()
+        except KeyboardInterrupt:
+            loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+            raise
 
 
 def device_profile(pairs: pd.DataFrame, rates: pd.DataFrame) -> DeviceProfile:
@@ -132,8 +155,8 @@ class _Session:
         self.local = settings.server == "local"
         self.lag_s = 0.0
 
-    async def run(self) -> dict[str, pd.DataFrame]:
-        s, tables = self.settings, dict[str, pd.DataFrame]()
+    async def run(self) -> Tables:
+        s, tables = self.settings, Tables()
         policies = 6 * s.prompts * (1 + self.local)
         total = 2 * RATE_TRIALS + s.calibration + s.pairs + policies + 2 * s.seams * self.local
         lag = asyncio.create_task(self._watch())
@@ -164,7 +187,7 @@ class _Session:
         """Gaps between tokens of each end alone; the first answer of each warms it up and is not kept."""
         for k in range(RATE_TRIALS):
             for end in (self.server, self.device):
-                times = [at for _, at in await _answer(end, self.built[k], RATE_TOKENS)]
+                times = [at for _, at in await timed_answer(end, self.built[k], RATE_TOKENS)]
                 self.bar.update()
                 for gap in np.diff(times) if k else ():
                     yield {"end": end.name, "gap_s": gap}
@@ -173,7 +196,7 @@ class _Session:
         """Both ends asked at once for the first token, after a pause so that the load is met at any phase."""
         k = i % len(self.built)
         await asyncio.sleep(float(np.random.default_rng([self.settings.seed, i]).uniform(0, 0.1)))
-        both = (_answer(end, self.built[k], 1) for end in (self.server, self.device))
+        both = (timed_answer(end, self.built[k], 1) for end in (self.server, self.device))
         (server_s, device_s) = (answer[0][1] for answer in await asyncio.gather(*both))
         self.bar.update()
         length = self.device.count(self.built[k])
@@ -229,7 +252,9 @@ class _Session:
                     pass
         return run.record
 
-    async def _seams(self, ttft: TTFTDistribution, device: DeviceProfile) -> AsyncIterator[dict[str, Any]]:
+    async def _seams(
+        self, ttft: TTFTDistribution, device: DeviceProfile
+    ) -> AsyncIterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Hand-overs with nothing else running: beside the target asked directly, and the source left alone."""
         n = 2 * self.settings.max_tokens
         for k in range(self.settings.seams if self.local else 0):
@@ -242,15 +267,17 @@ class _Session:
                 record = await self._record(self.built[k], plan, rule, self.server, n, [k])
                 self.bar.update()
                 if record.migrated_at:
-                    row = {"prompt": self.ids[k], "prompt_tokens": self.device.count(self.built[k])}
+                    row = {"setting": "quiet", "policy": f"from {constraint.end.name.lower()}", "request": k}
+                    row |= {"prompt": self.ids[k], "prompt_tokens": self.device.count(self.built[k])}
+                    moved = [row | _seen(token) for token in record.tokens]
                     row |= {"reading_rate": rule.reading_rate} | _outcome(record)
-                    yield row | await self._seam(self.built[k], record, n)
+                    yield row | await self._seam(self.built[k], record, n), moved
 
     async def _seam(self, built: str, record: Record, n: int) -> dict[str, Any]:
         ends, at, source = (self.server, self.device), record.migrated_at, record.handovers[0].source
         tokens = [Token(token.index, token.text, token.id) for token in record.tokens]
-        direct = await _answer(ends[1 - source], built, n, tokens[:at])
-        alone = [token.id for token, _ in await _answer(ends[source], built, n)]
+        direct = await timed_answer(ends[1 - source], built, n, tokens[:at])
+        alone = [token.id for token, _ in await timed_answer(ends[source], built, n)]
         moved = [token.id for token in tokens]
         parted = next((i for i in range(at, len(moved)) if moved[i : i + 1] != alone[i : i + 1]), len(moved))
         return {
@@ -278,7 +305,7 @@ class _Session:
         while rate > 0:
             await asyncio.sleep(float(rng.exponential(1 / rate)))
             tokens = int(rng.integers(*BACKGROUND_TOKENS))
-            client = asyncio.create_task(_answer(self.server, str(rng.choice(self.built)), tokens))
+            client = asyncio.create_task(timed_answer(self.server, str(rng.choice(self.built)), tokens))
             clients.add(client)
             client.add_done_callback(clients.discard)
 
@@ -325,7 +352,7 @@ def _seen(token: StreamedToken) -> dict[str, Any]:
     }
 
 
-async def _answer(end: Endpoint, prompt: str, n: int, begun: Sequence[Token] = ()) -> list[tuple[Token, float]]:
+async def timed_answer(end: Endpoint, prompt: str, n: int, begun: Sequence[Token] = ()) -> list[tuple[Token, float]]:
     """What one end answers, or goes on with, up to n tokens in all; each with seconds since the request."""
     loop = asyncio.get_running_loop()
     start = loop.time()
@@ -333,7 +360,7 @@ async def _answer(end: Endpoint, prompt: str, n: int, begun: Sequence[Token] = (
         return [(token, loop.time() - start) async for token in tokens]
 
 
-def live_measurements(measurements: Path | str, settings: Settings) -> tuple[Path, dict[str, pd.DataFrame]]:
+def live_measurements(measurements: Path | str, settings: Settings) -> tuple[Path, Tables]:
     """Where the measurements are and what they are, by table.
 
     Without a folder they are made (in about eight minutes; quick: one), and kept in the build folder for the next
@@ -366,7 +393,7 @@ def default_folder(settings: Settings) -> Path:
     return BUILD / "measured" / f"live-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 
-def _measure(folder: Path, settings: Settings) -> dict[str, pd.DataFrame]:
+def _measure(folder: Path, settings: Settings) -> Tables:
     found = measure(settings)
     files = {"settings.json": json.dumps(asdict(settings), indent=2).encode() + b"\n"}
     for name in TABLES:
