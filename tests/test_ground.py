@@ -55,6 +55,16 @@ def test_the_readme_s_python_runs(capsys):
     assert names["hedge"].draw([25, 100]).tolist() == [[float("inf"), 0.0], [0.0, 0.5]]
 
 
+@pytest.mark.slow
+def test_the_readme_s_live_answer_is_given(capsys):
+    readme = (ROOT / "README.md").read_text()
+    (live,) = re.findall(r"```py\n(.*?)```", readme, re.DOTALL)
+    names: dict[str, object] = {}
+    exec(re.search(r"```python\n(.*?)```", readme, re.DOTALL)[1], names)
+    exec(live.replace("max_tokens=48", "max_tokens=8"), names)
+    assert re.fullmatch(r"first token from the (SERVER|DEVICE), .*", capsys.readouterr().out.splitlines()[-1])
+
+
 def test_the_readme_s_notebook_command_is_understood():
     commands = re.findall(r"^\.venv/bin/python (-m disco_core\S+)", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert commands

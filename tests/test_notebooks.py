@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from disco_core.artifact import claims
+from disco_core.artifact import claims, live
 from disco_core.artifact.files import ROOT
 from disco_core.artifact.measure import main
+from disco_core.artifact.model import smollm2_path
 from disco_core.artifact.run import run
+from disco_core.endpoints.local_server import LocalServer
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 pytestmark = pytest.mark.slow
@@ -106,6 +108,70 @@ def test_the_real_series_say_what_the_tables_say(tmp_path, traces):
     public, tables = (pd.read_csv(f / "traces_quantiles.csv", index_col=0) for f in (tmp_path, traces))
     assert np.allclose(public[["mean", "P50", "P99"]], tables[["mean", "P50", "P99"]], rtol=0.02)
     assert "public series" in (tmp_path / "traces_quantiles.json").read_text()
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Two real ends, really run on this machine, once for the notebooks that draw from it."""
+    folder = tmp_path_factory.mktemp("measured") / "live"
+    assert live.main(["--quick", "--out", str(folder)]) == 0
+    return str(folder)
+
+
+def test_live_runs_every_policy_on_both_settings(tmp_path, runs):
+    run("live", tmp_path, quick=True, out=str(tmp_path), measurements=runs)
+    shown = pd.read_csv(tmp_path / "live_ttft.csv")
+    assert len(shown) == 2 * 6
+    assert (shown[["mean_s_low", "p50_s", "p90_s"]] > 0).all(axis=None)
+    asked = pd.read_csv(f"{runs}/requests.csv")
+    assert asked.failures.isna().all()
+    # what was held is what the first token took at least, where the server alone answered
+    alone = asked[asked.policy == "server only"]
+    assert (alone.ttft_s >= alone.held_s).all()
+    assert (alone[alone.setting == "last hop"].held_s > 0).all()
+    # one answer from two ends is as long as from one, and every token was charged to the end that made it
+    assert (asked.groupby("request").tokens.nunique() <= 2).all()
+    assert (asked.tokens <= asked.server_decode + asked.device_decode).all()
+    found = verdicts(tmp_path)
+    assert set(found) == {"L1", "L2", "L3", "L4"}
+    assert found["L4"] == claims.NOT_TESTED
+
+
+def test_migration_saves_and_the_seam_is_exact(tmp_path, runs):
+    run("migration", tmp_path, quick=True, out=str(tmp_path), measurements=runs)
+    cells = pd.read_csv(tmp_path / "migration_cost.csv")
+    assert len(cells) == 4 * 3 * 2 * 9
+    assert cells.saving.between(0, 100).all()
+    assert verdicts(tmp_path).keys() == {"D3", "D5", "D6", "D11", "L5"}
+    seams = pd.read_csv(tmp_path / "migration_seams.csv")
+    assert seams.exact.all()
+    assert "this machine" not in (tmp_path / "migration_cost.csv").read_text()
+
+
+def test_a_conversation_without_anybody_there(tmp_path):
+    done = nbformat.read(run("chat", tmp_path, quick=True, max_tokens=8), as_version=4)
+    said = "".join(
+        output.get("text", "") for cell in done.cells if cell.cell_type == "code" for output in cell.outputs
+    )
+    assert "first token after" in said
+    assert "8 tokens" in said or "tokens by the device" in said
+
+
+def test_live_asks_a_server_with_a_key_and_does_not_tell_it(tmp_path, monkeypatch):
+    key = "sk-a-key-that-must-not-appear"
+    with LocalServer(smollm2_path(), api_key=key) as local:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{local.url}/v1")
+        monkeypatch.setattr(live, "BUILD", tmp_path)
+        asked = {"server": "openai:smollm2", "prompts": 3, "pairs": 6, "max_tokens": 6}
+        folder, _ = live.live_measurements("", live.Settings(**asked).quick())
+        run("live", tmp_path, quick=True, out=str(tmp_path / "figures"), measurements=str(folder.parent), **asked)
+    found = verdicts(tmp_path / "figures")
+    assert found["L1"] == claims.NOT_TESTED
+    assert found["L4"] in (claims.PASS, claims.DIFFERS)  # three prompts decide nothing
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 20
+    assert not any(key.encode() in content for content in written)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -95,6 +95,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         is_server(self.server)
+        traces.service(self.service)  # raises, naming those there are
         for name in ("calibration", "pairs", "prompts", "max_tokens", "seams"):
             checks.count(getattr(self, name), name)
         checks.fraction(self.budget, "budget")

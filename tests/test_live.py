@@ -1,0 +1,86 @@
+"""Live runs: what is asked for is what was measured, and nothing else is taken for it."""
+
+import asyncio
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+import disco_core as dc
+from disco_core.artifact import live, scenario, traces
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        ({"server": "openai"}, "openai:<model>"),
+        ({"server": "openai:"}, "openai:<model>"),
+        ({"budget": 1.5}, "budget"),
+        ({"prompts": 0}, "prompts"),
+        ({"pairs": 2.5}, "pairs"),
+        ({"load": -0.1}, "load"),
+        ({"service": "gpt-5"}, "gpt-4o-mini"),
+    ],
+)
+def test_a_mistyped_setting_is_named(bad, word):
+    with pytest.raises(dc.InputError, match=word):
+        live.Settings(**bad)
+
+
+def test_measurements_of_other_settings_are_not_taken(tmp_path):
+    with pytest.raises(dc.ArtifactError, match="does not hold live measurements"):
+        live.live_measurements(str(tmp_path), live.Settings())
+    (tmp_path / "settings.json").write_text(json.dumps(asdict(live.Settings(budget=0.5))))
+    for name, columns in live.TABLES.items():
+        (tmp_path / f"{name}.csv").write_text(",".join(columns) + "\n")
+    with pytest.raises(dc.ArtifactError, match=r"was measured with budget=0\.5"):
+        live.live_measurements(str(tmp_path), live.Settings())
+    path, found = live.live_measurements(str(tmp_path), live.Settings(budget=0.5))
+    assert path == tmp_path / "requests.csv"
+    assert set(found) == set(live.TABLES)
+
+
+def test_every_setting_has_a_folder_of_its_own():
+    settings = [
+        live.Settings(),
+        live.Settings().quick(),
+        live.Settings(seed=1),
+        live.Settings(server="openai:a/../b"),
+    ]
+    folders = [live.default_folder(one) for one in settings]
+    assert len(set(folders)) == len(settings)
+    assert all(folder.resolve() == folder for folder in folders)
+
+
+@pytest.mark.parametrize("name", traces.services())
+@pytest.mark.parametrize("constraint", dc.Constraint)
+def test_the_worth_of_energy_makes_the_end_scarce_that_it_says(name, constraint):
+    assert scenario.cost_model(traces.service(name), constraint).constraint is constraint
+
+
+def test_answers_are_cut_where_ours_are():
+    cut, whole = scenario.output_lengths(20), traces.lengths("alpaca", "output")
+    assert cut.tokens.max() == 20
+    assert cut.counts.sum() == whole.counts.sum()
+    assert cut.mean == pytest.approx(np.average(np.minimum(whole.tokens, 20), weights=whole.counts))
+
+
+def test_behind_a_last_hop_the_later_of_the_two_counts():
+    hop, own = dc.TTFTDistribution([0.1, 0.5, 3.0]), np.array([0.2, 0.7])
+    ttft = scenario.behind_last_hop(hop, own)
+    brute = [max(x, y) for x in hop.values_s for y in own]
+    for q in (0.2, 0.5, 0.6, 0.9):
+        assert ttft.quantile(q) == np.quantile(brute, q, method="inverted_cdf")
+    assert ttft.mean == pytest.approx(np.mean(brute), rel=0.01)
+
+
+def test_work_runs_also_where_a_loop_is_running():
+    async def work():
+        await asyncio.sleep(0)
+        return {}
+
+    async def notebook():
+        return live._run(work())
+
+    assert asyncio.run(notebook()) == live._run(work()) == {}
