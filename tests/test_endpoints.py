@@ -1,169 +1,35 @@
-"""Live endpoints: on small loopback servers that misbehave as told, and on the real model in both its homes."""
+"""Endpoints over HTTP, on small loopback servers: what they send, and what they make of the answers."""
 
 import asyncio
-import contextlib
 import itertools
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
 import traceback
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loopback import (
+    FACTS,
+    KEY,
+    chunk,
+    collect,
+    events,
+    piece,
+    prefix,
+    reply,
+    serving,
+    through_openai,
+    through_server,
+)
 
 import disco_core as dc
-from disco_core.artifact.model import build, smollm2_path
-from disco_core.endpoints.base import Prefix, Token
-from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
+from disco_core.endpoints.base import Token
 from disco_core.endpoints.llama_server import LlamaServerEndpoint
-from disco_core.endpoints.local_server import LocalServer
 from disco_core.endpoints.openai import OpenAIEndpoint
 from disco_core.endpoints.replay import ReplayEndpoint
 from disco_core.endpoints.wire import Events
 from disco_core.stream import stream
-
-KEY = "sk-loopback-0123456789"
-ROOT = Path(dc.__file__).parents[1]
-
-
-# --- loopback servers
-
-
-@contextlib.contextmanager
-def serving(answer, facts=None):
-    """A server on a free port; `answer(handler)` writes whatever it likes to a POST that is not in `facts`."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self):
-            self.asked = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or b"null")
-            known = (facts or {}).get(self.path)
-            if known is None:
-                answer(self)
-            else:
-                reply(self, known(self.asked) if callable(known) else known)
-
-        do_POST = do_GET
-
-        def log_message(self, *_):
-            pass
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_):
-            pass
-
-    server = Server(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-@contextlib.contextmanager
-def speaking(banner):
-    """A port that says something that is no HTTP to whoever connects, or nothing at all."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        connections = []
-
-        def greet():
-            with contextlib.suppress(OSError):
-                while True:
-                    connections.append(listener.accept()[0])
-                    connections[-1].sendall(banner)
-
-        threading.Thread(target=greet, daemon=True).start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
-        for connection in connections:
-            connection.close()
-
-
-def reply(handler, body, status=200, kind="application/json", **headers):
-    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    handler.send_response(status)
-    for name, value in {"Content-Type": kind, "Content-Length": str(len(raw)), **headers}.items():
-        handler.send_header(name.replace("_", "-"), value)
-    handler.end_headers()
-    handler.wfile.write(raw)
-
-
-def events(*sent, cut=None):
-    """An answer of server-sent events, in pieces of `cut` bytes."""
-    raw = b"".join(
-        b"data: " + (one if isinstance(one, bytes) else json.dumps(one).encode()) + b"\n\n" for one in sent
-    )
-
-    def answer(handler):
-        handler.send_response(200)
-        handler.send_header("Content-Type", "text/event-stream")
-        handler.send_header("Transfer-Encoding", "chunked")
-        handler.end_headers()
-        step = cut or len(raw) or 1
-        for piece in (raw[i : i + step] for i in range(0, len(raw), step)):
-            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
-            handler.wfile.flush()
-        handler.wfile.write(b"0\r\n\r\n")
-
-    return answer
-
-
-FACTS = {
-    "/v1/models": {"data": [{"meta": {"n_vocab": 1000}}]},
-    "/props": {"default_generation_settings": {"n_ctx": 64}},
-    "/tokenize": lambda asked: {"tokens": list(asked["content"].encode())},
-    "/detokenize": lambda asked: {"content": bytes(asked["tokens"]).decode(errors="replace")},
-    "/slots": lambda _: [],
-}
-
-
-def piece(text, ids, predicted, stop=None):
-    return {
-        "content": text,
-        "tokens": ids,
-        "tokens_predicted": predicted,
-        "stop": stop is not None,
-        **({"stop_type": stop} if stop else {}),
-    }
-
-
-def prefix(prompt="hi", generated=(), max_tokens=8):
-    return Prefix(prompt, tuple(generated), max_tokens)
-
-
-async def collect(endpoint, asked):
-    """Tokens, and the failure that ended them."""
-    tokens = []
-    try:
-        async for token in endpoint.generate(asked):
-            tokens.append(token)
-    except dc.EndpointError as failure:
-        return tokens, failure
-    return tokens, None
-
-
-def through_server(answer, asked=None, **options):
-    """What LlamaServerEndpoint makes of an answer, with its connections closed."""
-
-    async def go(url):
-        async with LlamaServerEndpoint(url, name="there", **options) as endpoint:
-            return *await collect(endpoint, asked or prefix()), endpoint
-
-    with serving(answer, FACTS) as url:
-        return asyncio.run(go(url))
-
 
 # --- events out of bytes
 
@@ -340,41 +206,6 @@ def test_closing_waits_until_the_server_says_that_the_slot_is_free():
     assert len(polls) == 5
 
 
-def test_a_server_that_never_answers_fails_within_its_deadline():
-    began = time.monotonic()
-    _, failure, _ = through_server(lambda h: time.sleep(1.5), deadline_s=0.3)
-    assert type(failure) is dc.StalledError
-    with speaking(b"") as address, pytest.raises(dc.StalledError, match=r"there: .*deadline"):
-        LlamaServerEndpoint(f"http://{address}", name="there", deadline_s=0.3)
-    assert time.monotonic() - began < 3
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
-
-
-def test_what_cannot_be_reached_or_is_no_such_server_fails_at_once():
-    def endpoint(url):
-        return LlamaServerEndpoint(url, name="there", deadline_s=2)
-
-    with pytest.raises(dc.RefusedError, match="there: it cannot be reached"):
-        endpoint(f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(dc.RefusedError, match="there: it cannot be reached"):
-        endpoint("127.0.0.1:8080")
-    with pytest.raises(dc.RefusedError, match="there: it cannot be reached"):
-        endpoint("http://no-such-host.invalid")
-    with pytest.raises(dc.InputError, match="url"):
-        endpoint(None)
-    with speaking(b"220 mail.example ESMTP\r\n\r\n") as address, pytest.raises(dc.ProtocolError, match="speak HTTP"):
-        endpoint(f"http://{address}")
-    with serving(lambda h: reply(h, b"<html>", kind="text/html")) as url:
-        with pytest.raises(dc.RefusedError, match="TLS"):
-            endpoint(url.replace("http", "https"))
-        with pytest.raises(dc.ProtocolError, match="llama"):
-            endpoint(url)
-
-
 def test_a_server_that_is_gone_does_not_keep_the_other_end_from_answering():
     with serving(events(), FACTS) as url:
         server = LlamaServerEndpoint(url, name="there")
@@ -411,25 +242,6 @@ def test_what_does_not_fit_is_refused_before_it_is_sent(asked, word):
 
 
 # --- OpenAI's API
-
-
-def chunk(text=None, reason=None, usage=None, tokens=None, role=None, completions=False):
-    """A chunk of a chat completion, or of a raw one."""
-    logprobs = {"content": [{"token": one, "logprob": 0.0, "top_logprobs": []} for one in tokens]} if tokens else None
-    delta = {key: value for key, value in (("role", role), ("content", text)) if value is not None}
-    choice = {"index": 0, "finish_reason": reason, "logprobs": logprobs}
-    choice |= {"text": text or ""} if completions else {"delta": delta}
-    billed = usage and {"prompt_tokens": 9, "completion_tokens": usage, "total_tokens": 9 + usage}
-    return {"id": "1", "object": "chunk", "created": 0, "model": "m", "choices": [choice], "usage": billed}
-
-
-def through_openai(answer, asked=None, **options):
-    async def go(url):
-        async with OpenAIEndpoint("m", base_url=f"{url}/v1", name="there", **{"api_key": KEY} | options) as endpoint:
-            return *await collect(endpoint, asked or prefix()), endpoint
-
-    with serving(answer) as url:
-        return asyncio.run(go(url))
 
 
 def test_a_role_is_no_token_and_a_chunk_of_several_tokens_is_several():
@@ -506,20 +318,28 @@ def test_a_bad_answer_of_an_openai_server_is_a_typed_failure_without_the_key(ans
     assert KEY not in told
 
 
-def test_an_openai_endpoint_says_what_is_missing(monkeypatch):
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with pytest.raises(dc.RefusedError, match="OPENAI_API_KEY"):
-        OpenAIEndpoint("m")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY + "\n")  # as out of a file
-    monkeypatch.setenv("OPENAI_BASE_URL", f"http://127.0.0.1:{free_port()}/v1")
-    _, failure = asyncio.run(collect(OpenAIEndpoint("m"), prefix()))
-    assert "cannot be reached" in str(failure)
-    with pytest.raises(dc.InputError, match="printable") as caught:
-        OpenAIEndpoint("m", api_key="sk-very secret")
-    assert "secret" not in str(caught.value)
-    for bad in ({"continuation": "magic"}, {"template": "no place"}, {"temperature": -1}, {"deadline_s": 0}):
-        with pytest.raises(dc.InputError, match=next(iter(bad))):
-            OpenAIEndpoint("m", **bad)
+def test_a_stale_connection_of_an_openai_server_is_tried_again_once_and_is_no_failure():
+    served, reuse = [], []
+
+    def answer(handler):
+        served.append(handler.client_address)
+        if served.count(handler.client_address) > 1 or not reuse:  # also a new one, while nothing is kept
+            handler.close_connection = True
+        else:
+            events(chunk("a"), chunk(reason="stop"), b"[DONE]")(handler)
+
+    async def go(url):
+        async with OpenAIEndpoint("m", base_url=f"{url}/v1", api_key=KEY, name="there") as endpoint:
+            dropped = await collect(endpoint, prefix())
+            reuse.append(1)
+            return dropped, [await collect(endpoint, prefix()) for _ in range(4)], endpoint.stale_retries
+
+    with serving(answer) as url:
+        (_, failure), found, retries = asyncio.run(go(url))
+    assert type(failure) is dc.CutError
+    assert [failure for _, failure in found] == [None] * 4
+    assert retries >= 1
+    assert len(served) == 5 + retries
 
 
 @pytest.mark.parametrize(
@@ -539,275 +359,3 @@ def test_what_an_openai_server_cannot_do_is_refused_before_it_is_sent(asked, opt
     assert type(failure) is dc.RefusedError
     assert word in str(failure)
     assert not sent
-
-
-# --- a model file, and a server of our own
-
-
-@pytest.mark.parametrize("home", [LlamaCppEndpoint, LocalServer])
-def test_a_file_that_is_no_model_is_named(home, tmp_path):
-    text, cut = tmp_path / "text.gguf", tmp_path / "cut.gguf"
-    text.write_bytes(b"hello there")
-    cut.write_bytes(b"GGUF\x03\0\0\0")
-    for path, word in ((tmp_path / "none.gguf", "No such file"), (tmp_path, "directory"), (text, "begins with")):
-        with pytest.raises(dc.InputError, match=word):
-            home(path)
-    with pytest.raises(dc.DiscoError, match=r"cut\.gguf"):
-        home(cut)
-
-
-def test_a_port_in_use_is_named():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(dc.RefusedError, match=f"local server: port {port} .* in use"):
-            LocalServer(smollm2_path(), port=port)
-    with pytest.raises(dc.InputError, match="port"):
-        LocalServer(smollm2_path(), port=70000)
-
-
-@pytest.mark.slow
-def test_a_server_that_is_too_slow_to_start_is_stopped():
-    with pytest.raises(dc.StalledError, match=r"local server: .* deadline"):
-        LocalServer(smollm2_path(), deadline_s=0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_the_server_does_not_outlive_its_parent(how):
-    code = (
-        "import time; from disco_core.artifact.model import smollm2_path\n"
-        "from disco_core.endpoints.local_server import LocalServer\n"
-        "with LocalServer(smollm2_path()) as server: print(server.pid, flush=True); time.sleep(60)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
-    )
-    with parent:
-        pid = int(parent.stdout.readline())
-        parent.send_signal(how)
-    deadline = time.monotonic() + 5
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-
-
-# --- the real model
-
-
-@pytest.fixture(scope="module")
-def server():
-    with LocalServer(smollm2_path(), api_key=KEY, n_ctx=1024) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def device():
-    with LlamaCppEndpoint(smollm2_path(), n_ctx=1024, name="device") as endpoint:
-        yield endpoint
-
-
-@pytest.fixture
-def there(server):
-    return LlamaServerEndpoint(server.url, api_key=KEY, name="server")
-
-
-GARDEN = build("Write two sentences about a garden.")
-EMOJI = build("Write the emoji 🙂 three times and say hi.")
-LONG = build("Tell me more about the garden. " * 120)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("prompt", [GARDEN, EMOJI])
-def test_both_homes_of_the_model_speak_one_vocabulary_and_continue_exactly(device, there, prompt):
-    assert device.vocabulary == there.vocabulary
-    assert device.count(prompt) == there.count(prompt)
-
-    async def go():
-        async with there:
-            for source, target in ((device, there), (there, device)):
-                head, failure = await collect(source, prefix(prompt, max_tokens=5))
-                assert failure is None
-                assert len(head) == 5
-                twice = [await collect(target, prefix(prompt, head, 6)) for _ in range(2)]
-                assert twice[0] == twice[1]
-                tail, failure = twice[0]
-                assert failure is None
-                assert [token.index for token in tail] == list(range(5, 5 + len(tail)))
-                ids = [token.id for token in [*head, *tail]]
-                if None not in ids:  # the server keeps the ids of a character that its budget cut off
-                    text = device._llama.detokenize(ids).decode(errors="ignore")
-                    assert "".join(token.text for token in [*head, *tail]) == text
-
-    asyncio.run(go())
-
-
-@pytest.mark.slow
-def test_the_end_of_the_turn_is_no_token(device, there):
-    async def go():
-        async with there:
-            return [await collect(end, prefix(build("Say hi."), max_tokens=80)) for end in (device, there)]
-
-    for tokens, failure in asyncio.run(go()):
-        assert failure is None
-        assert 0 < len(tokens) < 80
-        assert "<|im_end|>" not in "".join(token.text for token in tokens)
-
-
-@pytest.mark.slow
-def test_a_hand_over_between_real_ends_is_exact(device, there):
-    """A stream that moves from the device to the server: the server's tokens are those of a direct call."""
-    rule = dc.MigrationRule(
-        dc.CostModel(0.0, 0.0, 0.0, 1e-6),
-        dc.LengthDistribution([60], [1]),
-        dc.TTFTDistribution([0.2]),
-        dc.DeviceProfile(200.0, 100.0),
-    )
-
-    async def go():
-        async with there:
-            live = stream(
-                GARDEN, plan=dc.plan_device_only(), server=there, device=device, rule=rule, max_tokens=20, wait=False
-            )
-            tokens = [token async for token in live]
-            at = live.record.migrated_at
-            generated = [Token(token.index, token.text, token.id) for token in tokens]
-            return live.record, generated, await collect(there, prefix(GARDEN, generated[:at], 20 - at))
-
-    record, generated, (direct, failure) = asyncio.run(go())
-    assert failure is None
-    assert record.complete
-    assert record.failures == []
-    assert 0 < record.migrated_at < 20
-    assert generated[record.migrated_at :] == direct
-
-
-@pytest.mark.slow
-def test_a_prefill_on_the_device_is_cancelled_within_20_ms(device):
-    async def go():
-        taken = []
-        for i in range(7):
-            tokens = device.generate(prefix(LONG, max_tokens=50))
-            first = asyncio.ensure_future(anext(tokens))
-            await asyncio.sleep(0.1 + 0.05 * i)
-            assert not first.done()
-            began = time.perf_counter()
-            first.cancel()
-            await asyncio.wait([first])
-            taken.append(time.perf_counter() - began)
-        after, failure = await collect(device, prefix(GARDEN, max_tokens=4))
-        return sorted(taken), after, failure
-
-    fresh = asyncio.run(collect(device, prefix(GARDEN, max_tokens=4)))
-    taken, after, failure = asyncio.run(go())
-    assert taken[len(taken) // 2] < 0.020
-    assert (after, failure) == fresh
-
-
-@pytest.mark.slow
-def test_work_that_waits_is_cancelled_without_the_work_before_it(device):
-    async def go():
-        running = device.generate(prefix(LONG, max_tokens=5))
-        first = asyncio.ensure_future(anext(running))
-        await asyncio.sleep(0.05)
-        waiting = asyncio.ensure_future(anext(device.generate(prefix(GARDEN))))
-        await asyncio.sleep(0.05)
-        began = time.perf_counter()
-        waiting.cancel()
-        await asyncio.wait([waiting])
-        taken = time.perf_counter() - began
-        still = not first.done()
-        first.cancel()
-        await asyncio.wait([first])
-        return taken, still
-
-    taken, still = asyncio.run(go())
-    assert still
-    assert taken < 0.020
-
-
-@pytest.mark.slow
-def test_a_closed_device_refuses_and_ends_what_runs():
-    async def go():
-        async with LlamaCppEndpoint(smollm2_path(), n_ctx=1024, name="device") as endpoint:
-            running = asyncio.ensure_future(collect(endpoint, prefix(LONG)))
-            await asyncio.sleep(0.1)
-        endpoint.close()
-        return await running, await collect(endpoint, prefix([5, 6]))
-
-    (tokens, cut), (_, refused) = asyncio.run(go())
-    assert (tokens, type(cut), type(refused)) == ([], dc.CutError, dc.RefusedError)
-    with pytest.raises(dc.InputError, match="at most 8192"):
-        LlamaCppEndpoint(smollm2_path(), n_ctx=9000)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("asked", "word"),
-    [
-        (prefix(LONG, max_tokens=600), "tokens of context, it has 1024"),
-        (prefix(max_tokens=0), "max_tokens"),
-        (prefix([]), "empty"),
-        (prefix([49152]), "49151"),
-    ],
-)
-def test_what_does_not_fit_the_device_is_refused(device, asked, word):
-    tokens, failure = asyncio.run(collect(device, asked))
-    assert tokens == []
-    assert type(failure) is dc.RefusedError
-    assert word in str(failure)
-
-
-@pytest.mark.slow
-def test_a_cancel_on_the_server_frees_its_slot(there):
-    async def go():
-        async with there:
-            tokens = there.generate(prefix(LONG, max_tokens=50))
-            first = asyncio.ensure_future(anext(tokens))
-            await asyncio.sleep(0.1)
-            first.cancel()
-            await asyncio.wait([first])
-            slots = await there._pool().get(f"{there.url}/slots")
-            return [slot["is_processing"] for slot in slots.json()], there.unconfirmed
-
-    busy, unconfirmed = asyncio.run(go())
-    assert not any(busy)
-    assert unconfirmed == 0
-
-
-@pytest.mark.slow
-def test_a_wrong_or_missing_key_is_refused_and_not_repeated(server):
-    for key in (None, "sk-wrong-key"):
-        with pytest.raises(dc.RefusedError, match="there: 401") as caught:
-            LlamaServerEndpoint(server.url, api_key=key, name="there")
-        assert "sk-wrong-key" not in "".join(traceback.format_exception(caught.value))
-    assert KEY not in repr(server)
-    command = Path(f"/proc/{server.pid}/cmdline").read_bytes() + Path(f"/proc/{server.pid}/environ").read_bytes()
-    assert KEY.encode() not in command
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("continuation", ["completions", "prefix", "continue_final_message"])
-def test_the_same_server_behind_the_openai_api(server, there, continuation):
-    """Tokens as through the native API where the prompt is the same, and a turn that goes on."""
-
-    async def go():
-        options = {"continuation": continuation, "template": build("{prompt}"), "options": {"logprobs": True}}
-        if continuation == "completions":
-            options["options"] = {"logprobs": 1}
-        async with there, OpenAIEndpoint("m", base_url=f"{server.url}/v1", api_key=KEY, **options) as endpoint:
-            counting = build("Count from one to nine."), [Token(0, "1, 2, 3, 4,")]
-            found = await collect(endpoint, prefix(*counting, max_tokens=6))
-            native = await collect(there, prefix(*counting, max_tokens=6))
-            wrong = OpenAIEndpoint("m", base_url=f"{server.url}/v1", api_key="sk-wrong-key")
-            return found, native, (await collect(wrong, prefix()))[1]
-
-    (tokens, failure), (native, _), refused = asyncio.run(go())
-    assert failure is None
-    assert "5" in "".join(token.text for token in tokens)
-    assert tokens[0].index == 1
-    if continuation == "completions":
-        assert [token.text for token in tokens] == [token.text for token in native]
-    assert "401" in str(refused)
-    assert "sk-wrong-key" not in "".join(traceback.format_exception(refused))

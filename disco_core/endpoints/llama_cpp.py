@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from disco_core import checks
-from disco_core.endpoints.base import Prefix, Prompt, Token
+from disco_core.endpoints.base import Prefix, Prompt, Token, estimate
 from disco_core.errors import CutError, EndpointError, InputError, RefusedError
 
 if TYPE_CHECKING:
@@ -42,17 +42,17 @@ def fingerprint(vocabulary_size: int, probe_ids: Sequence[int]) -> str:
     return f"{vocabulary_size}-{hashlib.sha256(repr(list(probe_ids)).encode()).hexdigest()[:16]}"
 
 
-def model_file(path: Path | str) -> Path:
-    """The path of a GGUF file; InputError if there is none or it is something else."""
-    path = Path(path)
+def model_file(name: str, path: Any) -> Path:
+    """The path of a GGUF file for the endpoint of that name; InputError if there is none or it is something else."""
+    wanted = f"{name}: model_path must be a GGUF file, got {str(path)!r}"
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
             magic = file.read(4)
-    except OSError as error:
-        raise InputError(f"model_path must be a GGUF file, got {str(path)!r}: {error.strerror}") from None
+    except (OSError, TypeError, ValueError) as error:
+        raise InputError(f"{wanted}: {getattr(error, 'strerror', None) or error}") from None
     if magic != b"GGUF":
-        raise InputError(f"model_path must be a GGUF file, got {str(path)!r}, which begins with {magic!r}")
-    return path
+        raise InputError(f"{wanted}, which begins with {magic!r}")
+    return Path(path)
 
 
 def parts(prefix: Prefix) -> list[str | list[int]]:
@@ -139,7 +139,7 @@ class LlamaCppEndpoint:
     ) -> None:
         self.name, self.continues, self.confirmed = name, True, 0
         self.temperature = checks.number(temperature, "temperature")
-        self._path = model_file(model_path)
+        self._path = model_file(name, model_path)
         self._options = {"n_ctx": checks.count(n_ctx, "n_ctx"), "n_threads": checks.count(n_threads, "n_threads")}
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._open: set[_Job] = set()
@@ -155,8 +155,10 @@ class LlamaCppEndpoint:
         self.vocabulary = fingerprint(self._size, self._tokenize(PROBE, False))
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt as built, a BOS that the model asks for included."""
-        return len(self._tokenize(prompt, True)) if isinstance(prompt, str) else len(prompt)
+        """Tokens of a prompt as built, a BOS that the model asks for included; an estimate once it is closed."""
+        if not isinstance(prompt, str):
+            return len(prompt)
+        return estimate(prompt) if self._closed else len(self._tokenize(prompt, True))
 
     async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The tokens that follow, up to the end of the turn. Closing stops even a prefill within milliseconds."""
@@ -237,7 +239,7 @@ class LlamaCppEndpoint:
         try:
             from llama_cpp import Llama
         except ImportError as error:
-            raise InputError("a model in this process needs the package llama-cpp-python") from error
+            raise RefusedError(self.name, "it needs the package llama-cpp-python") from error
         threads = self._options["n_threads"]
         try:
             with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are meant as they are
@@ -250,11 +252,12 @@ class LlamaCppEndpoint:
                     **self._options,
                 )
         except (ValueError, RuntimeError) as error:
-            raise InputError(f"model_path {str(self._path)!r} cannot be loaded: {error}") from None
+            raise InputError(f"{self.name}: model_path {str(self._path)!r} cannot be loaded: {error}") from None
         trained = llama._model.n_ctx_train()
         if self._options["n_ctx"] > trained:
             llama.close()
-            raise InputError(f"n_ctx must be at most {trained} for {self._path.name}, got {self._options['n_ctx']}")
+            limit = f"n_ctx must be at most {trained} for {self._path.name}, got {self._options['n_ctx']}"
+            raise InputError(f"{self.name}: {limit}")
         return llama
 
     def _work(self, llama: "Llama", job: _Job) -> None:

@@ -14,6 +14,7 @@ What it sends, and what becomes of it:
 import asyncio
 import json
 import secrets
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import lru_cache
@@ -22,16 +23,16 @@ from typing import Any
 import httpx
 
 from disco_core import checks
-from disco_core.endpoints.base import Prefix, Prompt, Token
+from disco_core.endpoints.base import Prefix, Prompt, Token, estimate
 from disco_core.endpoints.llama_cpp import PROBE, admit, fingerprint, parts
-from disco_core.endpoints.wire import BYTES_PER_TOKEN, Events, refusal, secret, transport_failure, without
+from disco_core.endpoints.wire import LONGEST_EVENT, Events, Remote, stale, watched
 from disco_core.errors import CutError, EndpointError, ProtocolError, RefusedError
 
 QUESTION_S = 2.0  # most seconds for a question that blocks
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
-class LlamaServerEndpoint:
+class LlamaServerEndpoint(Remote):
     """An end behind a llama.cpp server. Its facts are asked for at once, so that a wrong address fails here.
 
     url            of the server, such as `LocalServer.url`
@@ -39,12 +40,12 @@ class LlamaServerEndpoint:
     deadline_s     seconds without a byte after which it has failed
     confirm_s      seconds to wait for the confirmed end of a cancelled request
     temperature    0 is greedy
-    stale_retries  requests that were sent again because an idle connection had been dropped
     unconfirmed    cancelled requests whose end the server did not confirm in time
     estimated      counts of a text that are four bytes a token, since the server could not be asked
 
     RefusedError if it cannot be reached or used, ProtocolError if it is something else. `count` of a text asks the
-    server the first time, and blocks meanwhile (about a millisecond on the same machine).
+    server the first time, and blocks meanwhile (about a millisecond on the same machine); a server that did not
+    answer is not asked again for `deadline_s`.
     """
 
     def __init__(
@@ -57,40 +58,43 @@ class LlamaServerEndpoint:
         confirm_s: float = 5.0,
         temperature: float = 0.0,
     ) -> None:
-        self.name, self.url, self.continues = name, checks.kind(url, str, "url").rstrip("/"), True
+        super().__init__(name, url, api_key, deadline_s)
+        self.url, self.continues = self._address, True
         self.temperature = checks.number(temperature, "temperature")
-        self.deadline_s = checks.positive(deadline_s, "deadline_s")
-        self.stale_retries = self.unconfirmed = self.estimated = 0
         self.confirm_s = checks.positive(confirm_s, "confirm_s")
-        self._key = secret(api_key, name)
+        self.unconfirmed = self.estimated = 0
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         verify = httpx.create_ssl_context(trust_env=False) if self.url.startswith("https:") else False
         self._http: dict[str, Any] = {"headers": headers, "verify": verify, "trust_env": False}
-        self._client: httpx.AsyncClient | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._tokenize = lru_cache(maxsize=4096)(self._tokenized)
+        self._mute_until = 0.0
+        self._tokenize, failed = lru_cache(maxsize=4096)(self._tokenized), None
         try:
             self._size = int(self._ask("GET", "/v1/models")["data"][0]["meta"]["n_vocab"])
             self.context: int | None = int(self._ask("GET", "/props")["default_generation_settings"]["n_ctx"])
             self._bos = self._tokenize("", True)
             self.vocabulary = fingerprint(self._size, self._tokenize(PROBE, False))
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ProtocolError(name, f"it does not speak as a llama.cpp server does ({error!r:.80})") from None
+            what = self._said(repr(error), 80)
+            failed = ProtocolError(name, f"it does not speak as a llama.cpp server does ({what})")
+        if failed:  # here, where what the server said does not become its context
+            raise failed
 
     def count(self, prompt: Prompt) -> int:
         """Tokens of a prompt as built, a BOS that the model asks for included; an estimate if the server is gone."""
         if not isinstance(prompt, str):
             return len(prompt)
-        try:
-            return len(self._tokenize(prompt, True))
-        except (
-            EndpointError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # for `generate` to report, so that the other end goes on
-            self.estimated += 1
-            return -(-len(prompt.encode()) // BYTES_PER_TOKEN)
+        if time.monotonic() >= self._mute_until:
+            try:
+                return len(self._tokenize(prompt, True))
+            except (
+                EndpointError,
+                ValueError,
+                KeyError,
+                TypeError,
+            ):  # for `generate` to report: the other end goes on
+                self._mute_until = time.monotonic() + self.deadline_s
+        self.estimated += 1
+        return estimate(prompt)
 
     async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The tokens that follow, up to the end of the turn. Closing returns once the server's slot is free."""
@@ -112,6 +116,7 @@ class LlamaServerEndpoint:
             "cache_prompt": False,
         }
         reader = _Reader(self, prefix)
+        failed: EndpointError | None = None
         try:
             async with self._events(request) as events:
                 async for event in events:
@@ -121,6 +126,11 @@ class LlamaServerEndpoint:
             if not reader.done:
                 await self._free(seed)
             raise
+        except EndpointError as error:
+            failed = error
+        if failed:  # here, where no other error becomes its context
+            failed.__context__ = None
+            raise failed
         if not reader.done:
             raise CutError(self.name, "the stream ended without a stop reason")
 
@@ -133,30 +143,13 @@ class LlamaServerEndpoint:
         """The ids the server's tokenizer gives to a text, taken literally."""
         return await asyncio.to_thread(self._tokenize, text, False, False)
 
-    async def aclose(self) -> None:
-        """Close the connections. They belong to an event loop; another one opens its own."""
-        if self._client is not None and self._loop is asyncio.get_running_loop():
-            await self._client.aclose()
-        self._client = None
-
-    async def __aenter__(self) -> "LlamaServerEndpoint":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r}, name={self.name!r})"
 
     def _new_client(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=16)
-        return httpx.AsyncClient(timeout=httpx.Timeout(self.deadline_s), limits=limits, **self._http)
-
-    def _pool(self) -> httpx.AsyncClient:
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            self._client, self._loop = self._new_client(), loop
-        return self._client
+        limits, hooks = httpx.Limits(max_connections=None, max_keepalive_connections=16), {"request": [watched]}
+        timeout = httpx.Timeout(self.deadline_s)
+        return httpx.AsyncClient(timeout=timeout, limits=limits, event_hooks=hooks, **self._http)
 
     @asynccontextmanager
     async def _events(self, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
@@ -165,32 +158,27 @@ class LlamaServerEndpoint:
             try:
                 response = await self._send(request, stack)
                 if response.status_code != 200:
-                    raise self._refused(response, (await response.aread()).decode(errors="replace"))
+                    raise self._refused(response, await response.aread())
                 kind = response.headers.get("content-type", "none")
                 if not kind.startswith("text/event-stream"):
-                    raise ProtocolError(self.name, f"it answered with {kind:.60}, not with a stream of events")
+                    raise ProtocolError(
+                        self.name, f"it answered with {self._said(kind)}, not with a stream of events"
+                    )
                 yield await stack.enter_async_context(aclosing(self._parsed(response)))
             except httpx.HTTPError as error:
-                raise transport_failure(self.name, error) from None
+                raise self._broken(error) from None
 
     async def _send(self, request: dict[str, Any], stack: AsyncExitStack) -> httpx.Response:
-        connected = False
-
-        async def trace(event: str, _: Any) -> None:
-            nonlocal connected
-            connected |= event == "connection.connect_tcp.started"
-
         async def send(client: httpx.AsyncClient) -> httpx.Response:
-            address, extensions = f"{self.url}/completion", {"trace": trace}
-            message = client.build_request("POST", address, json=request, extensions=extensions)
+            message = client.build_request("POST", f"{self.url}/completion", json=request)
             response = await client.send(message, stream=True)
             stack.push_async_callback(response.aclose)
             return response
 
         try:
             return await send(self._pool())
-        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-            if connected:
+        except httpx.HTTPError as error:
+            if not stale(error):
                 raise
             self.stale_retries += 1
             return await send(await stack.enter_async_context(self._new_client()))
@@ -204,10 +192,10 @@ class LlamaServerEndpoint:
                         continue
                     event = json.loads(data)
                     if not isinstance(event, dict):
-                        raise ValueError(f"{data:.60}")
+                        raise ValueError(data)
                     yield event
             except ValueError as error:
-                raise ProtocolError(self.name, f"it sent an event nobody can read: {error!s:.80}") from None
+                raise self._unreadable(error) from None
 
     async def _free(self, seed: int) -> None:
         """Wait until no slot works on the request any more; at most `confirm_s`."""
@@ -229,24 +217,31 @@ class LlamaServerEndpoint:
 
     def _ask(self, method: str, path: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
         """One question about the server, answered at once; blocks."""
-        address, timeout = f"{self.url}{path}", min(self.deadline_s, QUESTION_S)
+        timeout, raw = min(self.deadline_s, QUESTION_S), b""
+        deadline, failed = time.monotonic() + timeout, None
         try:
-            response = httpx.request(method, address, json=request, timeout=timeout, **self._http)
+            with httpx.stream(method, f"{self.url}{path}", json=request, timeout=timeout, **self._http) as response:
+                for piece in response.iter_raw():
+                    raw += piece
+                    if len(raw) > LONGEST_EVENT or time.monotonic() > deadline:
+                        raise ProtocolError(self.name, "it answers a question without an end")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise transport_failure(self.name, error) from None
+            failed = self._broken(error)
+        if failed:
+            raise failed
         if response.status_code != 200:
-            raise self._refused(response, response.text)
-        found = response.json()
+            raise self._refused(response, raw)
+        found = json.loads(raw)
         if not isinstance(found, dict):
-            raise ValueError(f"{path}: {found!r:.40}")
+            raise ValueError(f"{path}: a {type(found).__name__}")
         return found
 
-    def _refused(self, response: httpx.Response, body: str) -> RefusedError:
+    def _refused(self, response: httpx.Response, body: bytes) -> RefusedError:
         try:
-            body = str(json.loads(body)["error"]["message"])
+            said = json.loads(body)["error"]["message"]
         except (ValueError, KeyError, TypeError):
-            body = ""
-        return refusal(self.name, response.status_code, response.headers.get("retry-after"), without(self._key, body))
+            said = ""
+        return self._refusal(response.status_code, response.headers.get("retry-after"), said)
 
 
 class _Reader:
@@ -269,14 +264,14 @@ class _Reader:
         if "error" in event or "message" in event:
             said = event.get("error") or event
             said = said.get("message", "an error") if isinstance(said, dict) else said
-            raise CutError(name, without(self.endpoint._key, str(said)))
+            raise CutError(name, self.endpoint._said(said, 300))
         if "prompt_progress" in event:
             return []
         try:
             text, ids, stop = str(event["content"]), [int(id) for id in event["tokens"]], bool(event["stop"])
             made = int(event["tokens_predicted"]) - (self.index - self.first)
         except (KeyError, TypeError, ValueError) as error:
-            raise ProtocolError(name, f"it sent an event nobody can read: {error!r:.80}") from None
+            raise self.endpoint._unreadable(repr(error)) from None
         if stop:
             return self._last(event, made)
         if not text:
@@ -290,7 +285,7 @@ class _Reader:
         """Tokens that were still held back: the turn's end is none of them, the rest has no text."""
         name, why = self.endpoint.name, event.get("stop_type")
         if why not in ("eos", "word", "limit"):
-            raise CutError(name, f"it stopped for no known reason: {why!r:.40}")
+            raise CutError(name, f"it stopped for no known reason: {self.endpoint._said(repr(why))}")
         held = (self._empty + [None] * made)[: max(0, made - (why == "eos"))]
         texts = [""] * (len(held) - 1) + [str(event["content"])]
         tokens = self._numbered([Token(0, text, id) for text, id in zip(texts, held, strict=False)])

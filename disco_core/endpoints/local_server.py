@@ -17,9 +17,10 @@ from typing import IO, Any
 import httpx
 
 from disco_core import checks
+from disco_core.endpoints.base import whole
 from disco_core.endpoints.llama_cpp import BATCH, model_file
 from disco_core.endpoints.wire import secret, without
-from disco_core.errors import EndpointError, RefusedError, StalledError
+from disco_core.errors import EndpointError, InputError, RefusedError, StalledError
 
 HOST = "127.0.0.1"
 
@@ -52,9 +53,10 @@ class LocalServer:
         deadline_s: float = 60.0,
     ) -> None:
         self.name, self._key = name, secret(api_key, name)
-        port = int(checks.number(port, "port", 0, 65535))
+        if whole(port, "port") > 65535:
+            raise InputError(f"port must be at most 65535, got {port}")
         settings = {
-            "model": str(model_file(model_path).resolve()),
+            "model": str(model_file(name, model_path).resolve()),
             "port": _claimed(name, port) if port else 0,
             "slots": checks.count(slots, "slots"),
             "n_threads": checks.count(n_threads, "n_threads"),
@@ -79,13 +81,13 @@ class LocalServer:
     def close(self) -> None:
         """Stop it and everything it started, and wait until it has ended. Safe to call again."""
         atexit.unregister(self.close)
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe:
-                with suppress(BrokenPipeError):
-                    pipe.close()
         if self._process.poll() is None:  # nothing in it is worth waiting for
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):  # only now: whoever still reads holds the pipe
+            if pipe:
+                with suppress(BrokenPipeError):
+                    pipe.close()
         self._said.close()
 
     def __enter__(self) -> "LocalServer":
@@ -116,7 +118,8 @@ class LocalServer:
             raise self._died()
         while time.monotonic() < deadline:
             with suppress(httpx.HTTPError):
-                if httpx.get(f"{url}/health", timeout=2.0, verify=False, trust_env=False).status_code == 200:
+                left = min(2.0, max(0.01, deadline - time.monotonic()))
+                if httpx.get(f"{url}/health", timeout=left, verify=False, trust_env=False).status_code == 200:
                     return url
             if self._process.poll() is not None:
                 raise self._died()

@@ -1,21 +1,21 @@
 """Any server that speaks OpenAI's API (vLLM, llama.cpp, DeepSeek, OpenAI), on the `openai` package."""
 
-import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack
 from typing import Any, Literal, get_args
 
 from disco_core import checks
-from disco_core.endpoints.base import Prefix, Prompt, Token
-from disco_core.endpoints.wire import BYTES_PER_TOKEN, refusal, secret, transport_failure, without
+from disco_core.endpoints.base import Prefix, Prompt, Token, estimate
+from disco_core.endpoints.wire import Remote, stale, watched
 from disco_core.errors import CutError, EndpointError, InputError, ProtocolError, RefusedError
 
 Continuation = Literal["none", "completions", "prefix", "continue_final_message"]
 OPENAI = "https://api.openai.com/v1"
 
 
-class OpenAIEndpoint:
-    """An end behind an OpenAI-compatible server; it streams, and never retries by itself.
+class OpenAIEndpoint(Remote):
+    """An end behind an OpenAI-compatible server; it streams, and retries nothing but a stale connection.
 
     model         name the server knows
     base_url      by default the environment's OPENAI_BASE_URL, or else OpenAI's
@@ -51,9 +51,10 @@ class OpenAIEndpoint:
         deadline_s: float = 30.0,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model, self.name = model, name or f"openai:{model}"
-        self.base_url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
-        self._key = secret(api_key or os.environ.get("OPENAI_API_KEY"), self.name)
+        self.model, key = checks.kind(model, str, "model"), api_key or os.environ.get("OPENAI_API_KEY")
+        url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
+        super().__init__(name or f"openai:{model}", url, key, deadline_s)
+        self.base_url = self._address
         if self._key is None:
             raise RefusedError(self.name, "no key: set OPENAI_API_KEY, or pass api_key")
         if continuation not in get_args(Continuation):
@@ -64,71 +65,71 @@ class OpenAIEndpoint:
         self.continues = continuation != "none"
         self.vocabulary, self.context = self.name, context  # ids are never exchanged
         self.temperature = checks.number(temperature, "temperature")
-        self.deadline_s = checks.positive(deadline_s, "deadline_s")
         self.options, self.usage = dict(options or {}), list[tuple[int, int]]()
         self._count_tokens = count_tokens
-        self._client: Any = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def count(self, prompt: Prompt) -> int:
         """Tokens of a prompt, an estimate unless `count_tokens` was given."""
         if not isinstance(prompt, str):
             return len(prompt)
-        return self._count_tokens(prompt) if self._count_tokens else -(-len(prompt.encode()) // BYTES_PER_TOKEN)
+        return self._count_tokens(prompt) if self._count_tokens else estimate(prompt)
 
     async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The tokens that follow, up to the end of the turn; closing closes the connection."""
         request = self._request(prefix)
-        stream = None
-        chunks = _Chunks(self.name, len(prefix.generated))
-        try:
-            client = self._pool()
-            where = client.completions if self.continuation == "completions" else client.chat.completions
-            stream = await where.create(**request)
-            kind = stream.response.headers.get("content-type", "none")
-            if not kind.startswith("text/event-stream"):
-                raise ProtocolError(self.name, f"it answered with {kind:.60}, not with a stream of events")
-            async for chunk in stream:
-                for token in chunks.read(chunk):
-                    yield token
-        except EndpointError:
-            raise
-        except Exception as error:
-            raise self._translated(error, begun=stream is not None) from None
-        finally:
-            if stream is not None:
-                await stream.close()
+        stream, failed = None, None
+        chunks = _Chunks(self, len(prefix.generated))
+        async with AsyncExitStack() as stack:
+            try:
+                stream = await self._send(request, stack)
+                async for chunk in stream:
+                    for token in chunks.read(chunk):
+                        yield token
+            except EndpointError as error:
+                failed = error
+            except Exception as error:
+                failed = self._translated(error, begun=stream is not None)
+        if failed:  # here, where the package's own error does not become its context
+            raise failed
         chunks.finish()
         if chunks.billed:
             self.usage.append(chunks.billed)
 
-    async def aclose(self) -> None:
-        """Close the connections. They belong to an event loop; another one opens its own."""
-        if self._client is not None and self._loop is asyncio.get_running_loop():
-            await self._client.close()
-        self._client = None
-
-    async def __aenter__(self) -> "OpenAIEndpoint":
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.aclose()
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r}, {self.base_url!r}, continuation={self.continuation!r})"
 
-    def _pool(self) -> Any:
-        loop = asyncio.get_running_loop()
-        if self._client is None or self._loop is not loop:
-            try:
-                from openai import AsyncOpenAI
-            except ImportError:
-                raise RefusedError(self.name, "it needs the package openai") from None
-            self._client = AsyncOpenAI(
-                api_key=self._key, base_url=self.base_url, max_retries=0, timeout=self.deadline_s
-            )
-            self._loop = loop
-        return self._client
+    def _new_client(self) -> Any:
+        try:
+            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+        except ImportError:
+            raise RefusedError(self.name, "it needs the package openai") from None
+        http, timeout = DefaultAsyncHttpxClient(event_hooks={"request": [watched]}), self.deadline_s
+        return AsyncOpenAI(
+            api_key=self._key, base_url=self.base_url, max_retries=0, timeout=timeout, http_client=http
+        )
+
+    async def _send(self, request: dict[str, Any], stack: AsyncExitStack) -> Any:
+        """The stream of chunks; sent once more, on a new connection, where an idle one had been dropped."""
+
+        async def send(client: Any) -> Any:
+            where = client.completions if self.continuation == "completions" else client.chat.completions
+            stream = await where.create(**request)
+            stack.push_async_callback(stream.close)
+            kind = stream.response.headers.get("content-type", "none")
+            if not kind.startswith("text/event-stream"):
+                raise ProtocolError(self.name, f"it answered with {self._said(kind)}, not with a stream of events")
+            return stream
+
+        client = self._pool()
+        from openai import APIConnectionError
+
+        try:
+            return await send(client)
+        except APIConnectionError as error:
+            if not stale(error.__cause__):
+                raise
+            self.stale_retries += 1
+        return await send(await stack.enter_async_context(self._new_client()))
 
     def _request(self, prefix: Prefix) -> dict[str, Any]:
         if not isinstance(prefix.prompt, str) or not prefix.prompt:
@@ -181,24 +182,23 @@ class OpenAIEndpoint:
 
         if isinstance(error, openai.APIStatusError):
             said = error.body.get("message") if isinstance(error.body, dict) else None
-            after = error.response.headers.get("retry-after")
-            return refusal(self.name, error.status_code, after, without(self._key, str(said or "")))
+            return self._refusal(error.status_code, error.response.headers.get("retry-after"), said or "")
         if isinstance(error, openai.APIConnectionError):
-            return transport_failure(self.name, error.__cause__ or error)
+            return self._broken(error.__cause__ or error)
         if isinstance(error, openai.APIError):
-            return CutError(self.name, without(self._key, error.message))
+            return CutError(self.name, self._said(error.message, 300))
         if isinstance(error, ValueError | TypeError | AttributeError):
-            return ProtocolError(self.name, f"it sent what nobody can read: {without(self._key, str(error)):.80}")
+            return self._unreadable(error)
         if begun:
-            return transport_failure(self.name, error)
-        return RefusedError(self.name, without(self._key, f"{type(error).__name__}: {error}"))
+            return self._broken(error)
+        return RefusedError(self.name, self._said(f"{type(error).__name__}: {error}", 300))
 
 
 class _Chunks:
     """Tokens out of the chunks of one answer; a role, an empty text, a usage alone is none."""
 
-    def __init__(self, name: str, first: int) -> None:
-        self.name, self.index, self.counted = name, first, 0
+    def __init__(self, endpoint: OpenAIEndpoint, first: int) -> None:
+        self.endpoint, self.index, self.counted = endpoint, first, 0
         self.reason: str | None = None
         self.billed: tuple[int, int] | None = None
 
@@ -222,9 +222,9 @@ class _Chunks:
     def finish(self) -> None:
         """CutError unless the server said that the answer was complete."""
         if self.reason is None:
-            raise CutError(self.name, "the stream ended without a finish reason")
+            raise CutError(self.endpoint.name, "the stream ended without a finish reason")
         if self.reason not in ("stop", "length"):
-            raise CutError(self.name, f"it stopped early: {self.reason:.60}")
+            raise CutError(self.endpoint.name, f"it stopped early: {self.endpoint._said(self.reason)}")
 
     @staticmethod
     def _texts(choice: Any, text: str, counted: int) -> list[str]:

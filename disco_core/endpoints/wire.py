@@ -1,12 +1,21 @@
 """What endpoints over HTTP share: events out of bytes, keys kept out of messages, failures by their names."""
 
+import asyncio
 import ssl
 from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
 
+from disco_core import checks
 from disco_core.errors import CutError, EndpointError, InputError, ProtocolError, RefusedError, StalledError
 
-BYTES_PER_TOKEN = 4  # a rule of thumb for English, where nobody counts
 LONGEST_EVENT = 1 << 22  # bytes: an event stream has no such line
+MEANING = {
+    401: "the key is wrong or missing",
+    403: "the key does not allow this",
+    404: "no such address or model",
+    429: "too many requests",
+}
 
 
 class Events:
@@ -46,33 +55,101 @@ def without(key: str | None, text: str) -> str:
     return (line.replace(key, "***") if key else line)[:300]
 
 
-def refusal(name: str, status: int, retry_after: str | None, said: str) -> RefusedError:
-    """What a status other than 200 means."""
-    meaning = {
-        401: "the key is wrong or missing",
-        403: "the key does not allow this",
-        404: "no such address or model",
-        429: "too many requests",
-    }
-    after = f", Retry-After {retry_after} s" if retry_after else ""
-    return RefusedError(name, ": ".join(filter(None, [f"{status}{after}", meaning.get(status, ""), said])))
+def address(url: str, name: str) -> str:
+    """An address that carries no key and needs none; InputError otherwise."""
+    allowed = f"{name}: url must be http://host or https://host, without a key, a query or a fragment"
+    try:
+        found = urlsplit(checks.kind(url, str, "url"))
+        hidden = found.username or found.password or found.query or found.fragment or "@" in url
+        good = found.scheme in ("http", "https") and found.hostname and found.port != 0 and url.isprintable()
+    except ValueError:
+        raise InputError(allowed) from None
+    if hidden or not good:
+        raise InputError(allowed if hidden else f"{allowed}, got {url!r:.80}")
+    return url.rstrip("/")
 
 
-def transport_failure(name: str, error: BaseException) -> EndpointError:
-    """What a failure of the transport means; by the names of its kinds, which httpx and its successor share."""
-    what = " ".join(str(error).split())[:200] or type(error).__name__
+class Remote:
+    """An endpoint at an address, with a key that stays hidden and connections that are kept.
+
+    stale_retries  requests that were sent again because an idle connection had been dropped
+
+    Connections belong to an event loop; another one opens its own.
+    """
+
+    def __init__(self, name: str, url: str, key: str | None, deadline_s: float) -> None:
+        self.name, self.stale_retries = name, 0
+        self._address, self._key = address(url, name), secret(key, name)
+        self.deadline_s = checks.positive(deadline_s, "deadline_s")
+        self._client: Any = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        client, self._client = self._client, None
+        if client is not None and self._loop is asyncio.get_running_loop():
+            await client.__aexit__(None, None, None)
+
+    async def __aenter__(self) -> Any:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    def _new_client(self) -> Any:
+        raise NotImplementedError
+
+    def _pool(self) -> Any:
+        loop = asyncio.get_running_loop()
+        if self._client is None or self._loop is not loop:
+            self._client, self._loop = self._new_client(), loop
+        return self._client
+
+    def _said(self, words: object, most: int = 60) -> str:
+        """A server's words, fit for a message."""
+        return without(self._key, str(words))[:most]
+
+    def _refusal(self, status: int, retry_after: str | None, said: object) -> RefusedError:
+        """What a status other than 200 means."""
+        after = f", Retry-After {self._said(retry_after)} s" if retry_after else ""
+        words = [f"{status}{after}", MEANING.get(status, ""), self._said(said, 300)]
+        return RefusedError(self.name, ": ".join(filter(None, words)))
+
+    def _unreadable(self, error: object) -> ProtocolError:
+        return ProtocolError(self.name, f"it sent what nobody can read: {self._said(error, 80)}")
+
+    def _broken(self, error: BaseException) -> EndpointError:
+        """What a failure of the transport means; by the names of its kinds, which httpx and its successor share."""
+        name, what = self.name, self._said(error, 200) or type(error).__name__
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if "ConnectTimeout" in kinds:
+            return RefusedError(name, "it cannot be reached: no connection within its deadline")
+        if "TimeoutException" in kinds:
+            return StalledError(name, "it sent nothing within its deadline")
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLWantReadError):
+                return RefusedError(name, f"TLS failed: {what}")
+            cause = cause.__cause__ or cause.__context__
+        if kinds & {"ConnectError", "UnsupportedProtocol", "InvalidURL"}:
+            return RefusedError(name, f"it cannot be reached: {what}")
+        if "RemoteProtocolError" in kinds and "disconnected" not in what and "closed" not in what:
+            return ProtocolError(name, f"it does not speak HTTP: {what}")
+        return CutError(name, f"the connection broke: {what}")
+
+
+async def watched(request: Any) -> None:
+    """A hook of a client, so that a failed request can tell whether its connection was a new one."""
+
+    async def trace(event: str, _: object) -> None:
+        if event == "connection.connect_tcp.started":
+            request.extensions["connected"] = True
+
+    request.extensions["trace"] = trace
+
+
+def stale(error: Any) -> bool:
+    """Whether a request failed without an answer on a connection that had been used before: no failure of the end."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLError):
-            return RefusedError(name, f"TLS failed: {what}")
-        cause = cause.__cause__ or cause.__context__
-    if "ConnectTimeout" in kinds:
-        return RefusedError(name, "it cannot be reached: no connection within its deadline")
-    if "TimeoutException" in kinds:
-        return StalledError(name, "it sent nothing within its deadline")
-    if kinds & {"ConnectError", "UnsupportedProtocol", "InvalidURL"}:
-        return RefusedError(name, f"it cannot be reached: {what}")
-    if "RemoteProtocolError" in kinds and "disconnected" not in what and "closed" not in what:
-        return ProtocolError(name, f"it does not speak HTTP: {what}")
-    return CutError(name, f"the connection broke: {what}")
+    dropped = kinds & {"RemoteProtocolError", "ReadError", "WriteError"}
+    return bool(dropped) and "connected" not in error.request.extensions

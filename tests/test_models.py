@@ -1,0 +1,269 @@
+"""The real model in both its homes: in this process and in a server of our own."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+from loopback import KEY, collect, prefix
+
+import disco_core as dc
+from disco_core.artifact.model import build, smollm2_path
+from disco_core.endpoints.base import Token
+from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
+from disco_core.endpoints.llama_server import LlamaServerEndpoint
+from disco_core.endpoints.local_server import LocalServer
+from disco_core.endpoints.openai import OpenAIEndpoint
+from disco_core.stream import stream
+
+ROOT = Path(dc.__file__).parents[1]
+
+
+# --- a model file, and a server of our own
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_the_server_does_not_outlive_its_parent(how):
+    code = (
+        "import time; from disco_core.artifact.model import smollm2_path\n"
+        "from disco_core.endpoints.local_server import LocalServer\n"
+        "with LocalServer(smollm2_path()) as server: print(server.pid, flush=True); time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    )
+    with parent:
+        pid = int(parent.stdout.readline())
+        parent.send_signal(how)
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+# --- the real model
+
+
+@pytest.fixture(scope="module")
+def server():
+    with LocalServer(smollm2_path(), api_key=KEY, n_ctx=1024) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def device():
+    with LlamaCppEndpoint(smollm2_path(), n_ctx=1024, name="device") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def there(server):
+    return LlamaServerEndpoint(server.url, api_key=KEY, name="server")
+
+
+GARDEN = build("Write two sentences about a garden.")
+EMOJI = build("Write the emoji 🙂 three times and say hi.")
+LONG = build("Tell me more about the garden. " * 120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt", [GARDEN, EMOJI])
+def test_both_homes_of_the_model_speak_one_vocabulary_and_continue_exactly(device, there, prompt):
+    assert device.vocabulary == there.vocabulary
+    assert device.count(prompt) == there.count(prompt)
+
+    async def go():
+        async with there:
+            for source, target in ((device, there), (there, device)):
+                head, failure = await collect(source, prefix(prompt, max_tokens=5))
+                assert failure is None
+                assert len(head) == 5
+                twice = [await collect(target, prefix(prompt, head, 6)) for _ in range(2)]
+                assert twice[0] == twice[1]
+                tail, failure = twice[0]
+                assert failure is None
+                assert [token.index for token in tail] == list(range(5, 5 + len(tail)))
+                ids = [token.id for token in [*head, *tail]]
+                if None not in ids:  # the server keeps the ids of a character that its budget cut off
+                    text = device._llama.detokenize(ids).decode(errors="ignore")
+                    assert "".join(token.text for token in [*head, *tail]) == text
+
+    asyncio.run(go())
+
+
+@pytest.mark.slow
+def test_the_end_of_the_turn_is_no_token(device, there):
+    async def go():
+        async with there:
+            return [await collect(end, prefix(build("Say hi."), max_tokens=80)) for end in (device, there)]
+
+    for tokens, failure in asyncio.run(go()):
+        assert failure is None
+        assert 0 < len(tokens) < 80
+        assert "<|im_end|>" not in "".join(token.text for token in tokens)
+
+
+@pytest.mark.slow
+def test_a_hand_over_between_real_ends_is_exact(device, there):
+    """A stream that moves from the device to the server: the server's tokens are those of a direct call."""
+    rule = dc.MigrationRule(
+        dc.CostModel(0.0, 0.0, 0.0, 1e-6),
+        dc.LengthDistribution([60], [1]),
+        dc.TTFTDistribution([0.2]),
+        dc.DeviceProfile(200.0, 100.0),
+    )
+
+    async def go():
+        async with there:
+            live = stream(
+                GARDEN, plan=dc.plan_device_only(), server=there, device=device, rule=rule, max_tokens=20, wait=False
+            )
+            tokens = [token async for token in live]
+            at = live.record.migrated_at
+            generated = [Token(token.index, token.text, token.id) for token in tokens]
+            return live.record, generated, await collect(there, prefix(GARDEN, generated[:at], 20 - at))
+
+    record, generated, (direct, failure) = asyncio.run(go())
+    assert failure is None
+    assert record.complete
+    assert record.failures == []
+    assert 0 < record.migrated_at < 20
+    assert generated[record.migrated_at :] == direct
+
+
+@pytest.mark.slow
+def test_a_prefill_on_the_device_is_cancelled_within_20_ms(device):
+    async def go():
+        taken = []
+        for i in range(7):
+            tokens = device.generate(prefix(LONG, max_tokens=50))
+            first = asyncio.ensure_future(anext(tokens))
+            await asyncio.sleep(0.1 + 0.05 * i)
+            assert not first.done()
+            began = time.perf_counter()
+            first.cancel()
+            await asyncio.wait([first])
+            taken.append(time.perf_counter() - began)
+        after, failure = await collect(device, prefix(GARDEN, max_tokens=4))
+        return sorted(taken), after, failure
+
+    fresh = asyncio.run(collect(device, prefix(GARDEN, max_tokens=4)))
+    taken, after, failure = asyncio.run(go())
+    assert taken[len(taken) // 2] < 0.020
+    assert (after, failure) == fresh
+
+
+@pytest.mark.slow
+def test_work_that_waits_is_cancelled_without_the_work_before_it(device):
+    async def go():
+        running = device.generate(prefix(LONG, max_tokens=5))
+        first = asyncio.ensure_future(anext(running))
+        await asyncio.sleep(0.05)
+        waiting = asyncio.ensure_future(anext(device.generate(prefix(GARDEN))))
+        await asyncio.sleep(0.05)
+        began = time.perf_counter()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        taken = time.perf_counter() - began
+        still = not first.done()
+        first.cancel()
+        await asyncio.wait([first])
+        return taken, still
+
+    taken, still = asyncio.run(go())
+    assert still
+    assert taken < 0.020
+
+
+@pytest.mark.slow
+def test_a_closed_device_refuses_and_ends_what_runs():
+    async def go():
+        async with LlamaCppEndpoint(smollm2_path(), n_ctx=1024, name="device") as endpoint:
+            running = asyncio.ensure_future(collect(endpoint, prefix(LONG)))
+            await asyncio.sleep(0.1)
+        endpoint.close()
+        return await running, await collect(endpoint, prefix([5, 6]))
+
+    (tokens, cut), (_, refused) = asyncio.run(go())
+    assert (tokens, type(cut), type(refused)) == ([], dc.CutError, dc.RefusedError)
+    with pytest.raises(dc.InputError, match="at most 8192"):
+        LlamaCppEndpoint(smollm2_path(), n_ctx=9000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("asked", "word"),
+    [
+        (prefix(LONG, max_tokens=600), "tokens of context, it has 1024"),
+        (prefix(max_tokens=0), "max_tokens"),
+        (prefix([]), "empty"),
+        (prefix([49152]), "49151"),
+    ],
+)
+def test_what_does_not_fit_the_device_is_refused(device, asked, word):
+    tokens, failure = asyncio.run(collect(device, asked))
+    assert tokens == []
+    assert type(failure) is dc.RefusedError
+    assert word in str(failure)
+
+
+@pytest.mark.slow
+def test_a_cancel_on_the_server_frees_its_slot(there):
+    async def go():
+        async with there:
+            tokens = there.generate(prefix(LONG, max_tokens=50))
+            first = asyncio.ensure_future(anext(tokens))
+            await asyncio.sleep(0.1)
+            first.cancel()
+            await asyncio.wait([first])
+            slots = await there._pool().get(f"{there.url}/slots")
+            return [slot["is_processing"] for slot in slots.json()], there.unconfirmed
+
+    busy, unconfirmed = asyncio.run(go())
+    assert not any(busy)
+    assert unconfirmed == 0
+
+
+@pytest.mark.slow
+def test_a_wrong_or_missing_key_is_refused_and_not_repeated(server):
+    for key in (None, "sk-wrong-key"):
+        with pytest.raises(dc.RefusedError, match="there: 401") as caught:
+            LlamaServerEndpoint(server.url, api_key=key, name="there")
+        assert "sk-wrong-key" not in "".join(traceback.format_exception(caught.value))
+    assert KEY not in repr(server)
+    command = Path(f"/proc/{server.pid}/cmdline").read_bytes() + Path(f"/proc/{server.pid}/environ").read_bytes()
+    assert KEY.encode() not in command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("continuation", ["completions", "prefix", "continue_final_message"])
+def test_the_same_server_behind_the_openai_api(server, there, continuation):
+    """Tokens as through the native API where the prompt is the same, and a turn that goes on."""
+
+    async def go():
+        options = {"continuation": continuation, "template": build("{prompt}"), "options": {"logprobs": True}}
+        if continuation == "completions":
+            options["options"] = {"logprobs": 1}
+        async with there, OpenAIEndpoint("m", base_url=f"{server.url}/v1", api_key=KEY, **options) as endpoint:
+            counting = build("Count from one to nine."), [Token(0, "1, 2, 3, 4,")]
+            found = await collect(endpoint, prefix(*counting, max_tokens=6))
+            native = await collect(there, prefix(*counting, max_tokens=6))
+            wrong = OpenAIEndpoint("m", base_url=f"{server.url}/v1", api_key="sk-wrong-key")
+            return found, native, (await collect(wrong, prefix()))[1]
+
+    (tokens, failure), (native, _), refused = asyncio.run(go())
+    assert failure is None
+    assert "5" in "".join(token.text for token in tokens)
+    assert tokens[0].index == 1
+    if continuation == "completions":
+        assert [token.text for token in tokens] == [token.text for token in native]
+    assert "401" in str(refused)
+    assert "sk-wrong-key" not in "".join(traceback.format_exception(refused))
