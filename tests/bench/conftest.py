@@ -15,6 +15,11 @@ RATIOS = [
     ("DiSCo-S over its transcription (times)", ">= 20", "test_plan_disco_s"),
     ("DiSCo-D over its transcription (times)", ">= 20", "test_plan_disco_d"),
 ]
+OVERHEADS = [
+    ("stream over a direct call, TTFT (ms)", "<= 1", "first_token_s"),
+    ("stream over a direct call, a token (ms)", "<= 0.1", "token_s"),
+    ("the same without a rule (ms)", "<= 0.1", "without_rule_s"),
+]
 
 
 @pytest.hookimpl(trylast=True)
@@ -43,3 +48,6 @@ def pytest_terminal_summary(terminalreporter, config):
     if "test_simulate_memory" in found:
         used = found["test_simulate_memory"].extra_info["bytes_a_request"]
         say("simulate, extra bytes a request", "<= 200", used, used, used)
+    if "test_stream_overhead" in found:
+        for label, limit, name in OVERHEADS:
+            say(label, limit, *(MS * seconds for seconds in found["test_stream_overhead"].extra_info[name]))
