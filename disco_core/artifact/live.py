@@ -62,7 +62,8 @@ TABLES = {  # what each is read for
     ],
     "seams": ["prompt", "reading_rate", "source", "migrated_at", "tokens", "exact", "same_as_unmoved", "delay_num"],
 }
-PACES = (READING_RATE, 20.0, 40.0)  # the faster the reader, the later the hand-over: seams at several places
+CHARGES = ["server_prefill", "server_decode", "device_prefill", "device_decode"]  # a ledger's order
+PACES = (READING_RATE, 10.0, 20.0)  # the faster the reader, the later the hand-over: seams at several places
 BACKGROUND_TOKENS = (8, 48)  # an answer to a background request has from, up to
 RATE_TRIALS, RATE_TOKENS = 6, 24  # answers, and tokens of each, that an end's decode rate is taken from
 
@@ -74,8 +75,8 @@ class Settings:
     server       "local", or "openai:<model>": without background load, without an emulated last hop, without seams
     service      whose public TTFT the emulated last hop has, and whose prices count
     budget       b
-    calibration  pairs that plans are made from
-    pairs        further pairs, to be replayed
+    calibration  pairs that plans are made from, and
+    pairs        those that are replayed, mixed in time
     prompts      prompts asked under every policy
     max_tokens   of an answer
     load         share of the server's decoding, as measured alone, that background requests take
@@ -89,7 +90,7 @@ class Settings:
     pairs: int = 400
     prompts: int = 60
     max_tokens: int = 20
-    load: float = 0.25
+    load: float = 0.15
     seams: int = 12
     seed: int = 0
 
@@ -104,7 +105,7 @@ class Settings:
 
     def quick(self) -> "Settings":
         """The same in small."""
-        few = {"calibration": 12, "pairs": 24, "prompts": 5, "max_tokens": 16, "seams": 3}
+        few = {"calibration": 24, "pairs": 24, "prompts": 5, "max_tokens": 16, "seams": 3}
         return replace(self, **{name: min(n, getattr(self, name)) for name, n in few.items()})
 
 
@@ -166,9 +167,11 @@ class _Session:
                 tables["rates"] = pd.DataFrame([row async for row in self._rates()])
                 async with self._load(decode_rate("server", tables["rates"])):
                     pairs = pd.DataFrame([await self._pair(i) for i in range(s.calibration + s.pairs)])
-                    tables["pairs"] = pairs.assign(calibration=pairs.index < s.calibration)
-                    device = device_profile(pairs[: s.calibration], tables["rates"])
-                    own_s = pairs["server_s"][: s.calibration]
+                    # spread over all of them, so that drift is in both
+                    mixed = np.random.default_rng([s.seed, 2]).permutation(len(pairs))
+                    tables["pairs"] = pairs.assign(calibration=mixed < s.calibration)
+                    known = pairs[mixed < s.calibration]
+                    device, own_s = device_profile(known, tables["rates"]), known["server_s"]
                     answers = [answer async for answer in self._policies(own_s, device)]
                 quiet = self._seams(TTFTDistribution(own_s), device)
                 tables["seams"] = pd.DataFrame(
