@@ -1,14 +1,22 @@
 """Live runs: what is asked for is what was measured, and nothing else is taken for it."""
 
 import asyncio
+import functools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import disco_core as dc
 from disco_core.artifact import live, scenario, traces
+from disco_core.artifact.files import ROOT
 
 
 @pytest.mark.parametrize(
@@ -84,3 +92,44 @@ def test_work_runs_also_where_a_loop_is_running():
         return live._run(work())
 
     assert asyncio.run(notebook()) == live._run(work()) == {}
+
+
+def marked(mark):
+    """Processes that were started with a mark in their environment, whoever their parent is by now."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (folder / "environ").read_bytes() and (folder / "stat").read_text().split()[2] != "Z":
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to see what is left running")
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda stop: stop.name)
+def test_stopped_in_the_middle_it_leaves_no_server_and_no_file(tmp_path, stop):
+    mark = os.urandom(16).hex()
+    command = [sys.executable, "-m", "disco_core.artifact.live", "--quick", "--out", str(tmp_path / "live")]
+    # a shell's background job ignores Ctrl-C, and so would what the tests start if they run in one
+    attend = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"MARK": mark}, stderr=subprocess.PIPE, text=True, preexec_fn=attend
+    )
+    wait_for(lambda: any("local_server" in line for line in marked(mark.encode())))
+    time.sleep(3)  # into the answers
+    process.send_signal(stop)
+    _, told = process.communicate(timeout=60)
+    wait_for(lambda: not marked(mark.encode()), 10)
+    assert not (tmp_path / "live").exists()
+    if stop == signal.SIGINT:
+        assert process.returncode == 130
+        assert told == "interrupted; no measurement was kept\n"
