@@ -114,6 +114,20 @@ def test_the_command_fails_until_every_verdict_is_the_expected_one(decide, table
         claims.not_tested("T10", " ", stem="dispatch", out=folder, table=table)
 
 
+def test_in_small_only_what_was_measured_may_come_out_otherwise(decide, table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claims, "TABLE", table)
+    folder = tmp_path / "figures"
+    for id, ours in (("B1", 30), ("B2", 40), ("L1", 10), ("M1", 1), ("T1", [1] * 6)):
+        decide(id, ours)
+    for kind, code in (("simulated", 1), ("measured", 0)):
+        (folder / "dispatch.json").write_text(json.dumps({"kind": kind}))
+        assert claims.main([str(folder), "--quick"]) == code
+        assert claims.main([str(folder)]) == 1
+    assert "too few answers were measured to decide L1" in capsys.readouterr().out
+    claims.not_tested("B1", "a key", stem="dispatch", out=folder, table=table)
+    assert claims.main([str(folder), "--quick"]) == 1
+
+
 def test_an_id_in_two_files_or_unknown_to_the_table_is_an_error(decide, table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(claims, "TABLE", table)
     decide("B1", 30)

@@ -105,7 +105,7 @@ class Settings:
 
     def quick(self) -> "Settings":
         """The same in small."""
-        few = {"calibration": 24, "pairs": 24, "prompts": 5, "max_tokens": 16, "seams": 3}
+        few = {"calibration": 16, "pairs": 16, "prompts": 4, "max_tokens": 12, "seams": 3}
         return replace(self, **{name: min(n, getattr(self, name)) for name, n in few.items()})
 
 
@@ -174,17 +174,15 @@ class _Session:
                     device, own_s = device_profile(known, tables["rates"]), known["server_s"]
                     answers = [answer async for answer in self._policies(own_s, device)]
                 quiet = self._seams(TTFTDistribution(own_s), device)
-                tables["seams"] = pd.DataFrame(
-                    [row async for row in quiet], columns=None if self.local else TABLES["seams"]
-                )
+                seams = [seam async for seam in quiet]
         finally:
             lag.cancel()
             if hasattr(self.server, "aclose"):
                 await self.server.aclose()
         tables["requests"] = pd.DataFrame([row for row, _ in answers])
-        tables["tokens"] = pd.DataFrame(
-            [token for _, tokens in answers for token in tokens], columns=TABLES["tokens"]
-        )
+        tokens = [token for _, moved in [*answers, *seams] for token in moved]
+        tables["tokens"] = pd.DataFrame(tokens, columns=[*TABLES["tokens"], "prompt"])
+        tables["seams"] = pd.DataFrame([row for row, _ in seams], columns=None if seams else TABLES["seams"])
         return tables
 
     async def _rates(self) -> AsyncIterator[dict[str, Any]]:
