@@ -178,9 +178,9 @@ class LlamaCppEndpoint:
                 yield news
         finally:
             job.cancel()
+            self._open.discard(job)
             if not job.start.acquire(blocking=False):
                 await job.ended.wait()
-            self._open.discard(job)
 
     def close(self) -> None:
         """Stop what runs, refuse what waits, give the memory back. Safe to call again."""
