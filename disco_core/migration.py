@@ -54,7 +54,7 @@ class MigrationRule:
         checks.positive(self.reading_rate, "reading_rate")
         checks.fraction(self.takeover_quantile, "takeover_quantile")
 
-    @property
+    @cached_property
     def target(self) -> End | None:
         """The end with the cheaper decode, to which generation moves; None where they cost the same."""
         saved = self.cost.server_decode - self.cost.device_decode
@@ -72,16 +72,20 @@ class MigrationRule:
 
     def saves(self, prompt_tokens: ArrayLike, generated: ArrayLike) -> NDArray[np.bool_]:
         """Whether the expected saving exceeds the target's prefill of prompt and generated tokens."""
-        cost, prefilled = self.cost, np.asarray(prompt_tokens) + np.asarray(generated)
-        saved = abs(cost.server_decode - cost.device_decode) * self.expected_remaining(generated)
+        cost, left = self.cost, self.expected_remaining(generated)
+        if self.target is None:
+            return np.zeros(np.broadcast(prompt_tokens, left).shape, np.bool_)
         price = cost.device_prefill if self.target is End.DEVICE else cost.server_prefill
-        worth: NDArray[np.bool_] = np.asarray(saved > price * prefilled) & (self.target is not None)
+        saved = abs(cost.server_decode - cost.device_decode) * left
+        worth: NDArray[np.bool_] = saved > price * (np.asarray(prompt_tokens) + np.asarray(generated))
         return worth
 
     def buffer_needed(self, prompt_tokens: ArrayLike, generated: ArrayLike) -> Ints:
         """`B = ceil(r_c t_m)`: tokens the reader must have in hand while the target takes over."""
         if self.target is End.DEVICE:
-            takeover_s: ArrayLike = self.device.ttft(np.asarray(prompt_tokens) + np.asarray(generated))
+            # T_d(l + n), without checking what was checked before: a stream asks at every token
+            prefilled = np.asarray(prompt_tokens) + np.asarray(generated)
+            takeover_s: ArrayLike = prefilled / self.device.prefill_rate + self.device.startup
         else:
             takeover_s = self._server_takeover_s
         return np.ceil(self.reading_rate * np.asarray(takeover_s)).astype(np.int64)
