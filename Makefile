@@ -127,7 +127,7 @@ $(MEASURED): disco_core/artifact/measure.py $(PACKAGES) | $(SETUP)
 	@$(PY) -m disco_core.artifact.measure $(if $(QUICK),--quick) --out $@
 
 $(LIVE): disco_core/artifact/live.py $(STREAMS) data/prompts.csv $(PACKAGES) | $(SETUP)
-	@echo "Running two live ends on this machine$(if $(QUICK),, (about ten minutes; leave it to itself meanwhile))"
+	@echo "Running two live ends on this machine$(if $(QUICK),, (about a quarter of an hour; leave it to itself meanwhile))"
 	@$(PY) -m disco_core.artifact.live $(if $(QUICK),--quick) --out $(@D)
 
 build/traces/.complete: disco_core/artifact/registry.txt $(PACKAGES) | $(SETUP)

@@ -26,6 +26,7 @@ from disco_core.artifact.files import ROOT
         ({"server": "openai:"}, "openai:<model>"),
         ({"budget": 1.5}, "budget"),
         ({"prompts": 0}, "prompts"),
+        ({"longest": 0}, "longest"),
         ({"pairs": 2.5}, "pairs"),
         ({"load": -0.1}, "load"),
         ({"service": "gpt-5"}, "gpt-4o-mini"),
@@ -39,12 +40,12 @@ def test_a_mistyped_setting_is_named(bad, word):
 def test_measurements_of_other_settings_are_not_taken(tmp_path):
     with pytest.raises(dc.ArtifactError, match="does not hold live measurements"):
         live.live_measurements(str(tmp_path), live.Settings())
-    (tmp_path / "settings.json").write_text(json.dumps(asdict(live.Settings(budget=0.5))))
+    (tmp_path / "settings.json").write_text(json.dumps(asdict(live.Settings(budget=0.25))))
     for name, columns in live.TABLES.items():
         (tmp_path / f"{name}.csv").write_text(",".join(columns) + "\n")
-    with pytest.raises(dc.ArtifactError, match=r"was measured with budget=0\.5"):
+    with pytest.raises(dc.ArtifactError, match=r"was measured with budget=0\.25"):
         live.live_measurements(str(tmp_path), live.Settings())
-    path, found = live.live_measurements(str(tmp_path), live.Settings(budget=0.5))
+    path, found = live.live_measurements(str(tmp_path), live.Settings(budget=0.25))
     assert path == tmp_path / "requests.csv"
     assert set(found) == set(live.TABLES)
 
@@ -65,6 +66,13 @@ def test_every_setting_has_a_folder_of_its_own():
 @pytest.mark.parametrize("constraint", dc.Constraint)
 def test_the_worth_of_energy_makes_the_end_scarce_that_it_says(name, constraint):
     assert scenario.cost_model(traces.service(name), constraint).constraint is constraint
+
+
+def test_prompts_are_as_short_as_asked_for():
+    assert scenario.prompts(48).tokens.max() <= 48
+    assert len(scenario.prompts()) == 120
+    with pytest.raises(dc.InputError, match="no prompt has up to 3 tokens"):
+        scenario.prompts(3)
 
 
 def test_answers_are_cut_where_ours_are():

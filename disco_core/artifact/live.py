@@ -78,17 +78,19 @@ class Settings:
     calibration  pairs that plans are made from, and
     pairs        those that are replayed, mixed in time
     prompts      prompts asked under every policy
+    longest      tokens of the longest prompt, as built: the server's own prefill is to be a small part of its TTFT
     max_tokens   of an answer
     load         share of the server's decoding, as measured alone, that background requests take
     seams        prompts that are handed over on a quiet machine, in both directions and at several paces
     """
 
     server: str = "local"
-    service: str = "llama-3-70b"
-    budget: float = 0.3
+    service: str = "gpt-4o-mini"
+    budget: float = 0.5
     calibration: int = 60
     pairs: int = 400
     prompts: int = 60
+    longest: int = 48
     max_tokens: int = 20
     load: float = 0.15
     seams: int = 12
@@ -97,7 +99,7 @@ class Settings:
     def __post_init__(self) -> None:
         is_server(self.server)
         traces.service(self.service)  # raises, naming those there are
-        for name in ("calibration", "pairs", "prompts", "max_tokens", "seams"):
+        for name in ("calibration", "pairs", "prompts", "longest", "max_tokens", "seams"):
             checks.count(getattr(self, name), name)
         checks.fraction(self.budget, "budget")
         checks.fraction(self.load, "load")
@@ -151,7 +153,7 @@ class _Session:
 
     def __init__(self, settings: Settings, server: Endpoint, device: Endpoint) -> None:
         self.settings, self.server, self.device = settings, server, device
-        table = prompts()
+        table = prompts(settings.longest)
         self.ids, self.built = table["id"].tolist(), table["built"].tolist()
         self.service = traces.service(settings.service)
         self.local = settings.server == "local"
@@ -195,9 +197,8 @@ class _Session:
                     yield {"end": end.name, "gap_s": gap}
 
     async def _pair(self, i: int) -> dict[str, Any]:
-        """Both ends asked at once for the first token, after a pause so that the load is met at any phase."""
+        """Both ends asked at once for the first token; the load comes when it comes."""
         k = i % len(self.built)
-        await asyncio.sleep(float(np.random.default_rng([self.settings.seed, i]).uniform(0, 0.1)))
         both = (timed_answer(end, self.built[k], 1) for end in (self.server, self.device))
         (server_s, device_s) = (answer[0][1] for answer in await asyncio.gather(*both))
         self.bar.update()
@@ -365,8 +366,8 @@ async def timed_answer(end: Endpoint, prompt: str, n: int, begun: Sequence[Token
 def live_measurements(measurements: Path | str, settings: Settings) -> tuple[Path, Tables]:
     """Where the measurements are and what they are, by table.
 
-    Without a folder they are made (in about eight minutes; quick: one), and kept in the build folder for the next
-    call. ArtifactError for a folder that does not hold them, or holds those of other settings.
+    Without a folder they are made (in about a quarter of an hour; quick: one minute), and kept in the build folder
+    for the next call. ArtifactError for a folder that does not hold them, or holds those of other settings.
     """
     folder = ROOT / measurements if measurements else default_folder(settings)
     if not measurements and not (folder / "requests.csv").exists():
@@ -413,7 +414,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Run every policy on two live ends and write what was measured.",
     )
     parser.add_argument("--out", type=Path, help="folder of the tables (default: build/measured/live)")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter answers: under a minute, not eight")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter answers: a minute, not fifteen")
     parser.add_argument("--server", default="local", help="local, or openai:<model> (default: %(default)s)")
     options = parser.parse_args(argv)
     settings = Settings(server=options.server)

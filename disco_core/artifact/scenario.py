@@ -57,9 +57,17 @@ def is_server(name: str) -> str:
     return name
 
 
-def prompts() -> pd.DataFrame:
-    """The artifact's own prompts, with a column `built`: as the model reads them."""
+def prompts(longest: int = 10**6) -> pd.DataFrame:
+    """The artifact's own prompts of up to so many tokens, with a column `built`: as the model reads them.
+
+    InputError if all are longer.
+    """
     table = traces.table("prompts")
+    table = table[table["tokens"] <= longest].reset_index(drop=True)
+    if table.empty:
+        raise InputError(
+            f"no prompt has up to {longest} tokens; the shortest has {traces.table('prompts').tokens.min()}"
+        )
     return table.assign(built=[model.build(text) for text in table["prompt"]])
 
 
