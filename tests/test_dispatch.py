@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import BUDGETS, budgets, devices, distributions, lengths, plans, times_s
 
@@ -93,6 +93,10 @@ def test_draws_agree_with_expected_shares(plan, asked, device, ttft):
     server_delay, device_delay = plan.draw(many, rng)
     server_first = server_delay + ttft.sample(many.size, rng)
     device_first = device_delay + device.ttft(many)
+    # a tie of sums is a tie up to rounding, and the closed form, which subtracts, may round to its other side
+    sums = (server_delay > 0) & (device_delay > 0)
+    ties = np.isclose(server_first, device_delay) | np.isclose(device_first, server_delay)
+    assume(not (sums & ties).any())
     counted = [(many * s).sum() / many.sum() for s in (server_delay < device_first, device_delay < server_first)]
     assert plan.expected_shares(asked, ttft, device) == pytest.approx(counted, abs=0.06)
 
