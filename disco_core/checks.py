@@ -1,5 +1,6 @@
 """What every module asks of its inputs, said once: the message names the bad value and what is allowed."""
 
+from contextlib import suppress
 from enum import Enum
 from typing import Any, TypeVar
 
@@ -85,8 +86,14 @@ def positive(value: Any, name: str) -> float:
 
 
 def count(value: Any, name: str) -> int:
-    """A whole number of at least 1; InputError otherwise."""
-    return int(tokens([number(value, name)], name)[0])
+    """A whole number from 1 to 2^31 - 1; InputError otherwise."""
+    with suppress(InputError):
+        found = number(value, name, 1, MOST_TOKENS)
+        if found.is_integer():
+            return int(found)
+    big = isinstance(value, int | float | np.integer | np.floating) and value > MOST_TOKENS
+    limit = f"at most {MOST_TOKENS}" if big else "at least 1"
+    raise InputError(f"{name} must be a whole number of {limit}, got {value!r:.80}")
 
 
 def kind(value: Any, expected: type[T], name: str) -> T:

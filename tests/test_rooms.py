@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from strategies import times_s
 
 import disco_core as dc
+from disco_core import checks
 
 ROOMS = ["latency", "workload", "cost", "dispatch", "delivery", "simulate"]
 
@@ -134,6 +135,33 @@ def test_a_noisy_fit_is_least_squares():
     assert fitted.r_squared == pytest.approx(np.corrcoef(length, time)[0, 1] ** 2)
     origin = dc.DeviceProfile.fit([10, 20], [0.1, 0.9], 20.0)
     assert origin.prefill_rate == pytest.approx(500 / 19.0)  # sum l^2 / sum l t
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (0, "at least 1, got 0"),
+        (-1, "at least 1, got -1"),
+        (0.0, "at least 1, got 0.0"),
+        (2.5, "at least 1, got 2.5"),
+        (float("nan"), "at least 1, got nan"),
+        ("9", "at least 1, got '9'"),
+        (None, "at least 1, got None"),
+        (True, "at least 1, got True"),
+        (2**31, "at most 2147483647, got 2147483648"),
+        (float("inf"), "at most 2147483647, got inf"),
+    ],
+)
+def test_a_count_is_named_as_it_was_given(bad, said):
+    with pytest.raises(dc.InputError) as caught:
+        checks.count(bad, "max_tokens")
+    assert str(caught.value) == f"max_tokens must be a whole number of {said}"
+
+
+@pytest.mark.parametrize("good", [1, 7.0, np.int64(3), np.float64(5), 2**31 - 1])
+def test_a_whole_number_of_any_kind_is_a_count(good):
+    assert checks.count(good, "max_tokens") == good
+    assert type(checks.count(good, "max_tokens")) is int
 
 
 @pytest.mark.parametrize("rate", [0, -1, float("nan"), float("inf"), None, "31.32", True, 10**400])
