@@ -33,7 +33,8 @@ class OpenAIEndpoint(Remote):
     options       more parameters of the request, such as {"logprobs": True}; None takes one out
     usage         (prompt, completion) tokens of each finished answer, as the server billed them
 
-    A chunk is as many tokens as its logprobs list or its usage count, and one where neither is sent.
+    A chunk is as many tokens as its logprobs list or its usage count, and one where neither is sent. RefusedError
+    without a key, or without the package `openai`, which the first endpoint loads.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class OpenAIEndpoint(Remote):
         self.temperature = checks.number(temperature, "temperature")
         self.options, self.usage = dict(options or {}), list[tuple[int, int]]()
         self._count_tokens = count_tokens
+        self._package = _package(self.name)
 
     def count(self, prompt: Prompt) -> int:
         """Tokens of a prompt, an estimate unless `count_tokens` was given."""
@@ -99,14 +101,9 @@ class OpenAIEndpoint(Remote):
         return f"{type(self).__name__}({self.model!r}, {self.base_url!r}, continuation={self.continuation!r})"
 
     def _new_client(self) -> Any:
-        try:
-            from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-        except ImportError:
-            raise RefusedError(self.name, "it needs the package openai") from None
-        http, timeout = DefaultAsyncHttpxClient(event_hooks={"request": [watched]}), self.deadline_s
-        return AsyncOpenAI(
-            api_key=self._key, base_url=self.base_url, max_retries=0, timeout=timeout, http_client=http
-        )
+        http = self._package.DefaultAsyncHttpxClient(event_hooks={"request": [watched]})
+        options = {"max_retries": 0, "timeout": self.deadline_s, "http_client": http}
+        return self._package.AsyncOpenAI(api_key=self._key, base_url=self.base_url, **options)
 
     async def _send(self, request: dict[str, Any], stack: AsyncExitStack) -> Any:
         """The stream of chunks; sent once more, on a new connection, where an idle one had been dropped."""
@@ -120,12 +117,9 @@ class OpenAIEndpoint(Remote):
                 raise ProtocolError(self.name, f"it answered with {self._said(kind)}, not with a stream of events")
             return stream
 
-        client = self._pool()
-        from openai import APIConnectionError
-
         try:
-            return await send(client)
-        except APIConnectionError as error:
+            return await send(self._pool())
+        except self._package.APIConnectionError as error:
             if not stale(error.__cause__):
                 raise
             self.stale_retries += 1
@@ -178,8 +172,7 @@ class OpenAIEndpoint(Remote):
 
     def _translated(self, error: Exception, *, begun: bool) -> EndpointError:
         """Every failure of the package as one of ours, in one line and without the key."""
-        import openai
-
+        openai = self._package
         if isinstance(error, openai.APIStatusError):
             said = error.body.get("message") if isinstance(error.body, dict) else None
             return self._refusal(error.status_code, error.response.headers.get("retry-after"), said or "")
@@ -192,6 +185,17 @@ class OpenAIEndpoint(Remote):
         if begun:
             return self._broken(error)
         return RefusedError(self.name, self._said(f"{type(error).__name__}: {error}", 300))
+
+
+def _package(name: str) -> Any:
+    """The package with what a request needs of it: loading takes a second or two, no part of an answer's deadline."""
+    try:
+        import openai
+        import openai.resources.chat.completions
+        import openai.resources.completions
+    except ImportError:
+        raise RefusedError(name, "it needs the package openai") from None
+    return openai
 
 
 class _Chunks:
