@@ -5,6 +5,7 @@ Arguments of `stream` itself are in test_stream, the real server's keys and cont
 
 import asyncio
 import contextlib
+import functools
 import socket
 import threading
 import time
@@ -36,6 +37,14 @@ from disco_core.endpoints.openai import OpenAIEndpoint
 from disco_core.endpoints.replay import ReplayEndpoint
 
 DEADLINE_S = 0.5
+LONG_S = 20.0  # a deadline that nothing here should need
+LATE_S = 4.0  # for a deadline on a slow and busy machine; httpx would give up after 5 s by itself
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded():
+    """The package openai, which takes seconds to load on a slow machine: not within an answer that is timed."""
+    openai("http://127.0.0.1")
 
 
 def native(url, **options):
@@ -50,18 +59,18 @@ def failure_of(home, url):
     """How a first answer fails, be it while the endpoint is made or later; it took no longer than it may."""
 
     async def go():
+        began = time.monotonic()
         try:
             async with home(url) as endpoint:
                 tokens, failure = await collect(endpoint, prefix())
         except dc.EndpointError as refused:
             tokens, failure = [], refused
+        assert time.monotonic() - began < LATE_S
         assert tokens == []
         assert asyncio.all_tasks() == {asyncio.current_task()}
         return failure
 
-    began = time.monotonic()
     failure = asyncio.run(go())
-    assert time.monotonic() - began < DEADLINE_S + 1.0
     assert str(failure).startswith("there: ")
     assert len(str(failure)) < 400
     assert "\n" not in str(failure)
@@ -74,16 +83,28 @@ TLS_ALERT = b"\x15\x03\x03\x00\x02\x02\x46"
 html = {"answer": lambda h: reply(h, b"<html>", kind="text/html")}
 wrong_key = {"answer": lambda h: reply(h, {"error": {"message": "invalid key"}}, 401)}
 no_model = {"answer": lambda h: reply(h, {"error": {"message": "no model m"}}, 404)}
-silent = {"answer": lambda h: time.sleep(DEADLINE_S + 0.5)}
+silent = {"answer": lambda h: time.sleep(LONG_S)}
 dropped = {"answer": lambda h: setattr(h, "close_connection", True)}
 over_context = {"answer": lambda h: reply(h, {"error": {"message": "maximum context length is 64"}}, 400)}
+
+
+@contextlib.contextmanager
+def nowhere():
+    """A host that has no address, also where nobody answers such a question, or takes long to."""
+
+    def unknown(*_, **__):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", unknown)
+        yield "no-such-host.invalid"
 
 
 @pytest.mark.parametrize("home", [native, openai])
 @pytest.mark.parametrize(
     ("there", "scheme", "kind", "word"),
     [
-        (contextlib.nullcontext("no-such-host.invalid"), "http", dc.RefusedError, "cannot be reached"),
+        (nowhere, "http", dc.RefusedError, "cannot be reached: [Errno -2] Name or service not known"),
         (contextlib.nullcontext("127.0.0.1:0001"), "http", dc.RefusedError, "cannot be reached"),
         (deaf, "http", dc.RefusedError, "cannot be reached: no connection within its deadline"),
         (lambda: speaking(b""), "http", dc.StalledError, "sent nothing within its deadline"),
@@ -102,8 +123,9 @@ over_context = {"answer": lambda h: reply(h, {"error": {"message": "maximum cont
     ],
 )
 def test_a_wrong_server_is_one_typed_error(home, there, scheme, kind, word):
+    timed = functools.partial(home, deadline_s=DEADLINE_S if "deadline" in word else LONG_S)
     with serving(**there) if isinstance(there, dict) else there() if callable(there) else there as found:
-        failure = failure_of(home, f"{scheme}://{found.removeprefix('http://')}")
+        failure = failure_of(timed, f"{scheme}://{found.removeprefix('http://')}")
     assert type(failure) is kind
     assert word in str(failure)
     assert KEY not in str(failure)
@@ -182,7 +204,7 @@ def test_a_server_that_hangs_delays_neither_the_next_token_nor_for_long_the_end(
     device = ReplayEndpoint(0.01, [0.001], 5, name="here")
 
     async def go(url):
-        options = {"deadline_s": 20} | ({"confirm_s": 0.5} if home is native else {})
+        options = {"deadline_s": 20} | ({"confirm_s": 2.0} if home is native else {})
         loop = asyncio.get_running_loop()
         async with home(url, **options) as server:
             ends = {"server": server, "device": device}
@@ -197,17 +219,18 @@ def test_a_server_that_hangs_delays_neither_the_next_token_nor_for_long_the_end(
         over.set()
     assert [token.source for token in record.tokens] == [dc.End.SERVER] + [dc.End.DEVICE] * 4
     assert str(record.failures[0]) == "there: sent nothing for 0.3 s"
-    assert 0.3 <= at[1] - at[0] < 0.6
-    assert ended_s < 1.5
+    assert 0.3 <= at[1] - at[0] < 2.0  # it does not wait for the end it left
+    assert ended_s < 8.0  # nor does the answer's end for longer than that takes to be given up
     if home is native:
         assert server.unconfirmed == 1
 
 
 def test_a_server_that_hangs_is_asked_once_how_long_a_prompt_is():
-    over, hung = threading.Event(), threading.Event()
+    over, hung, questions = threading.Event(), threading.Event(), []
 
     def tokenize(asked):
         if hung.is_set():
+            questions.append(asked)
             over.wait(5)
         return FACTS["/tokenize"](asked)
 
@@ -216,10 +239,9 @@ def test_a_server_that_hangs_is_asked_once_how_long_a_prompt_is():
         hung.set()
         began = time.monotonic()
         assert endpoint.count("12345678") == 2
-        assert time.monotonic() - began < DEADLINE_S + 0.3
-        began = time.monotonic()
+        assert time.monotonic() - began < 1.9  # a question without a deadline of the endpoint's takes 2 s
         assert {endpoint.count(f"{i} 123") for i in range(10, 60)} == {2}
-        assert time.monotonic() - began < 0.1
+        assert len(questions) == 1
         over.set()
         time.sleep(DEADLINE_S)
         assert endpoint.count("12345678") == 8
@@ -275,17 +297,20 @@ def test_a_port_that_is_taken_at_the_last_moment_is_named(started, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("library", "kind", "word"),
+    ("library", "kind", "deadline_s", "word"),
     [
-        ("raise ImportError", dc.RefusedError, "needs the package xllamacpp"),
-        ("import os; os._exit(3)", dc.RefusedError, "did not start: without a word"),
-        ("import time; time.sleep(60)", dc.StalledError, "did not start within its deadline"),
-        ("CommonParams = None", dc.RefusedError, "did not start: TypeError"),
-        ("ADDRESS = 'http://127.0.0.1:{dead}'", dc.StalledError, "was not healthy within its deadline"),
-        ("ADDRESS = 'http://{mute}'", dc.StalledError, "was not healthy within its deadline"),
+        ("raise ImportError", dc.RefusedError, 60, "needs the package xllamacpp"),
+        ("import os; os._exit(3)", dc.RefusedError, 60, "did not start: without a word"),
+        ("import time; time.sleep(60)", dc.StalledError, 1, "did not start within its deadline"),
+        ("CommonParams = None", dc.RefusedError, 60, "did not start: TypeError"),
+        # here the interpreter has to come up within the deadline
+        ("ADDRESS = 'http://127.0.0.1:{dead}'", dc.StalledError, 4, "was not healthy within its deadline"),
+        ("ADDRESS = 'http://{mute}'", dc.StalledError, 4, "was not healthy within its deadline"),
     ],
 )
-def test_a_server_that_does_not_come_up_is_one_typed_error(library, kind, word, started, tmp_path, monkeypatch):
+def test_a_server_that_does_not_come_up_is_one_typed_error(
+    library, kind, deadline_s, word, started, tmp_path, monkeypatch
+):
     """With another library in the place of xllamacpp; the process is gone afterwards."""
     stub = (
         "from types import SimpleNamespace as Some\n"
@@ -300,10 +325,10 @@ def test_a_server_that_does_not_come_up_is_one_typed_error(library, kind, word, 
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         began = time.monotonic()
         with pytest.raises(dc.EndpointError, match=f"^local server: it {word}|^local server: .*{word}") as caught:
-            LocalServer(smollm2_path(), api_key=KEY, deadline_s=1.5)
+            LocalServer(smollm2_path(), api_key=KEY, deadline_s=deadline_s)
     assert type(caught.value) is kind
     assert KEY not in str(caught.value)
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < min(deadline_s, 30) + LATE_S  # one that died is not waited for
     assert len(started) == 1
 
 

@@ -136,7 +136,7 @@ def test_stopped_in_the_middle_it_leaves_no_server_and_no_file(tmp_path, stop):
     time.sleep(3)  # into the answers
     process.send_signal(stop)
     _, told = process.communicate(timeout=60)
-    wait_for(lambda: not marked(mark.encode()), 10)
+    wait_for(lambda: not marked(mark.encode()))
     assert not (tmp_path / "live").exists()
     if stop == signal.SIGINT:
         assert process.returncode == 130

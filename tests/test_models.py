@@ -9,13 +9,14 @@ import time
 import traceback
 from pathlib import Path
 
+import numpy as np
 import pytest
 from loopback import KEY, collect, prefix
 
 import disco_core as dc
 from disco_core.artifact.model import build, smollm2_path
 from disco_core.endpoints.base import Token
-from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
+from disco_core.endpoints.llama_cpp import BATCH, LlamaCppEndpoint
 from disco_core.endpoints.llama_server import LlamaServerEndpoint
 from disco_core.endpoints.local_server import LocalServer
 from disco_core.endpoints.openai import OpenAIEndpoint
@@ -42,7 +43,7 @@ def test_the_server_does_not_outlive_its_parent(how):
     with parent:
         pid = int(parent.stdout.readline())
         parent.send_signal(how)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     with pytest.raises(ProcessLookupError):
@@ -140,9 +141,13 @@ def test_a_hand_over_between_real_ends_is_exact(device, there):
 
 
 @pytest.mark.slow
-def test_a_prefill_on_the_device_is_cancelled_within_20_ms(device):
+def test_a_prefill_on_the_device_is_cancelled_in_the_middle_of_a_step(device):
+    """A cancel that waited for the end of a step would take half of one, whatever the speed of the machine."""
+
     async def go():
-        taken = []
+        taken, began = [], time.perf_counter()
+        await collect(device, prefix([5] * 2 * BATCH, max_tokens=1))
+        step_s = (time.perf_counter() - began) / 2
         for i in range(7):
             tokens = device.generate(prefix(LONG, max_tokens=50))
             first = asyncio.ensure_future(anext(tokens))
@@ -153,11 +158,11 @@ def test_a_prefill_on_the_device_is_cancelled_within_20_ms(device):
             await asyncio.wait([first])
             taken.append(time.perf_counter() - began)
         after, failure = await collect(device, prefix(GARDEN, max_tokens=4))
-        return sorted(taken), after, failure
+        return np.median(taken) / step_s, after, failure
 
     fresh = asyncio.run(collect(device, prefix(GARDEN, max_tokens=4)))
-    taken, after, failure = asyncio.run(go())
-    assert taken[len(taken) // 2] < 0.020
+    share, after, failure = asyncio.run(go())
+    assert share < 1 / 8
     assert (after, failure) == fresh
 
 
@@ -180,7 +185,7 @@ def test_work_that_waits_is_cancelled_without_the_work_before_it(device):
 
     taken, still = asyncio.run(go())
     assert still
-    assert taken < 0.020
+    assert taken < 0.5  # the work before it takes seconds
 
 
 @pytest.mark.slow
