@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from disco_core.cost import End
-from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, until
+from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, ahead, until
 from disco_core.errors import CutError, EndpointError, ProtocolError, StalledError, StreamError
 from disco_core.migration import MigrationRule
 from disco_core.record import HandOver, Record, StreamedToken
@@ -80,6 +80,11 @@ class _Work:
                 self._alarm = self._loop.call_at(self._patience, self._ring)
             else:
                 self._tell(StalledError(self.endpoint.name, f"sent nothing for {self.stall_s:g} s"))
+
+    @property
+    def charged(self) -> int:
+        """Tokens it made so far, those that are still on their way included."""
+        return self.made + ahead(self.endpoint, self._tokens)
 
     async def close(self) -> None:
         """Cancel what it does; returns once the endpoint has confirmed that it stopped."""
@@ -290,15 +295,18 @@ class Machine:
         """Cancel in the background: the reader does not wait for it, the end of the run does."""
         if work in self._works:
             self._works.remove(work)
-            self.record.decode[work.end] += work.made
             self._closing.append(asyncio.create_task(self._confirmed(work)))
 
     async def _confirmed(self, work: _Work) -> None:
+        """The end of a piece of work, and its charge: what it made until it had really stopped."""
         closing = asyncio.create_task(work.close())
-        await asyncio.wait([closing], timeout=self.confirm_s)
-        if not closing.done() or closing.cancelled() or closing.exception():
-            closing.cancel()
-            self.record.unconfirmed[work.end] += 1
+        try:
+            await asyncio.wait([closing], timeout=self.confirm_s)
+        finally:
+            self.record.decode[work.end] += work.charged
+            if not closing.done() or closing.cancelled() or closing.exception():
+                closing.cancel()
+                self.record.unconfirmed[work.end] += 1
 
     def _both_failed(self) -> StreamError:
         why = "; ".join(map(str, [*self.record.failures, *self.record.refusals])) or "no end could be started"

@@ -1,12 +1,15 @@
 """An emulated last hop under the virtual clock: TTFT is the larger of X and the endpoint's own, nothing is lost."""
 
 import asyncio
+from contextlib import aclosing, suppress
 
 import numpy as np
 import pytest
 from clock import run
-from hypothesis import given
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
+from strategies import plans
+from test_migration import rules
 
 import disco_core as dc
 from disco_core.endpoints.base import Prefix, Token
@@ -116,6 +119,65 @@ def test_a_race_sees_the_hop_and_not_the_server():
     record = run(both())
     assert (record.winner, record.ttft_s) == (dc.End.DEVICE, 0.2)
     assert server.running == 0
+
+
+HOPS = st.none() | st.tuples(MS, st.none() | st.lists(st.integers(1, 9), min_size=1, max_size=3))
+
+
+@settings(max_examples=300)
+@given(st.data(), st.integers(1, 12), st.integers(1, 30), plans(), st.none() | rules(), st.none() | MS | st.floats(0, 1))
+def test_what_is_made_behind_a_hop_is_charged(data, l, length, plan, rule, cancel_s):
+    """Each replayed end counts for itself, and the ledger says the same, also of what nobody has seen arrive.
+
+    Not charged is one token of a loser: of the winner's own instant, or the one that ends a kept prefill.
+    """
+    inner, outer, first_s = [], [], []
+    for name in ("server", "device"):
+        own_s, hop, fail = data.draw(MS), data.draw(HOPS), data.draw(st.none() | st.sampled_from(Failure))
+        end = ReplayEndpoint(own_s, [GAP], length, name=name, fail=fail, at=data.draw(st.integers(0, 12)))
+        end.cancel_s = 0.5
+        inner.append(end)
+        outer.append(LastHop(end, dc.TTFTDistribution([hop[0]]), seed=1, bursts=hop[1]) if hop else end)
+        first_s.append(max(own_s, hop[0]) if hop else own_s)
+    rng, ends = np.random.default_rng(0), dict(zip(("server", "device"), outer, strict=True))
+    live = stream([0] * l, plan=plan, **ends, rule=rule, max_tokens=length, rng=rng, wait=False)
+
+    async def read():
+        with suppress(TimeoutError, dc.StreamError):
+            async with asyncio.timeout(cancel_s):
+                async for _ in live:
+                    pass
+
+    run(read())
+    record = live.record
+    uncharged = [end.made - decoded for end, decoded in zip(inner, record.decode, strict=True)]
+    event(f"uncharged {uncharged}")
+    event("cancelled" if record.error is None and not record.complete else "ended")
+    assert [end.running for end in inner] == [0, 0]
+    if uncharged != [0, 0]:
+        loser = 1 - record.winner
+        assert (uncharged[loser], uncharged[record.winner]) == (1, 0)
+        tie = live._machine.delays[loser] + first_s[loser] == pytest.approx(record.ttft_s)
+        assert tie or rule.keeps_loser
+
+
+def test_a_loser_behind_a_hop_is_charged_for_what_it_held():
+    server, hop = behind(0.1, 50, 1.01)
+    device = ReplayEndpoint(0.51, [GAP], 50, name="device")
+    racing, alone = dc.plan_server_constrained([5], 1.0), dc.plan_server_only()
+    live = [stream([0] * 5, plan=plan, server=hop, device=device, max_tokens=50) for plan in (racing, alone)]
+
+    async def one(answer):
+        async with aclosing(answer):
+            async for _ in answer:
+                return
+
+    async def both():
+        await asyncio.gather(*map(one, live))
+
+    run(both())
+    assert [answer.record.winner for answer in live] == [dc.End.DEVICE, dc.End.SERVER]
+    assert [answer.record.decode for answer in live] == [[21, 1], [46, 0]]
 
 
 def test_its_numbers_say_that_they_are_emulated():

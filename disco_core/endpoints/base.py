@@ -46,6 +46,9 @@ class Endpoint(Protocol):
     vocabulary   fingerprint: equal fingerprints exchange ids, others text
     context      tokens of prompt and answer that fit; None where unknown
     continues    whether it can go on in an open assistant turn
+
+    An end whose tokens are held up on their way may also have `ahead(tokens)`: how many it has made for a piece of
+    work, a generator it gave, beyond those that came out. They are charged too.
     """
 
     name: str
@@ -60,6 +63,12 @@ class Endpoint(Protocol):
     def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The tokens that follow."""
         ...
+
+
+def ahead(endpoint: Endpoint, tokens: AsyncGenerator[Token, None]) -> int:
+    """How many tokens an end has made for a piece of work beyond those it has yielded: 0 unless it has `ahead`."""
+    told = getattr(endpoint, "ahead", None)
+    return int(told(tokens)) if told else 0
 
 
 def checked(value: Any, name: str) -> Endpoint:

@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -11,6 +13,13 @@ from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, checked, 
 from disco_core.latency import TTFTDistribution
 
 News = Token | Exception | None
+
+
+@dataclass
+class _Held:
+    """How many tokens of a piece of work are made and have not arrived."""
+
+    tokens: int = 0
 
 
 class LastHop:
@@ -41,6 +50,7 @@ class LastHop:
         self.bursts = None if bursts is None else checks.tokens(bursts, "bursts")
         self.name = f"{endpoint.name} (emulated last hop)"
         self.vocabulary, self.context, self.continues = endpoint.vocabulary, endpoint.context, endpoint.continues
+        self._held: WeakKeyDictionary[AsyncGenerator[Token, None], _Held] = WeakKeyDictionary()
 
     def held_s(self, *, takeover: bool = False) -> float:
         """X of this request in seconds, or of a hand-over within it."""
@@ -50,11 +60,21 @@ class LastHop:
         """Tokens of a prompt, as the endpoint counts them."""
         return self.endpoint.count(prompt)
 
-    async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+    def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The endpoint's tokens, when they arrive."""
+        held = _Held()
+        tokens = self._arriving(prefix, held)
+        self._held[tokens] = held
+        return tokens
+
+    def ahead(self, tokens: AsyncGenerator[Token, None]) -> int:
+        """How many tokens more the endpoint has made for a piece of work that `generate` gave."""
+        return self._held[tokens].tokens
+
+    async def _arriving(self, prefix: Prefix, held: _Held) -> AsyncGenerator[Token, None]:
         arrives = asyncio.get_running_loop().time() + self.held_s(takeover=bool(prefix.generated))
         arrived: asyncio.Queue[tuple[float, News]] = asyncio.Queue()
-        carrier = asyncio.create_task(self._carry(prefix, arrives, arrived))
+        carrier = asyncio.create_task(self._carry(prefix, arrives, arrived, held))
         try:
             while True:
                 when, news = await arrived.get()
@@ -63,12 +83,15 @@ class LastHop:
                     return
                 if isinstance(news, Exception):
                     raise news
+                held.tokens -= 1
                 yield news
         finally:
             carrier.cancel()
             await asyncio.wait([carrier])
 
-    async def _carry(self, prefix: Prefix, arrives: float, arrived: "asyncio.Queue[tuple[float, News]]") -> None:
+    async def _carry(
+        self, prefix: Prefix, arrives: float, arrived: "asyncio.Queue[tuple[float, News]]", held: _Held
+    ) -> None:
         """Take what the endpoint makes, and note when it arrives: a failure before the first token at once."""
         loop, late = asyncio.get_running_loop(), 0.0
         sizes = self._sizes(takeover=bool(prefix.generated))
@@ -77,6 +100,7 @@ class LastHop:
         try:
             async with aclosing(self.endpoint.generate(prefix)) as tokens:
                 async for token in tokens:
+                    held.tokens += 1
                     now = loop.time()
                     when = max(now, arrives) if first else now + late
                     late, first = when - now, False

@@ -82,9 +82,11 @@ class ReplayEndpoint:
                 for _ in range(2 if self.fail is Failure.DUPLICATE and index == self.at else 1):
                     self.made += 1
                     yield Token(index, f"{index} ", index)
-        finally:
+        except (asyncio.CancelledError, GeneratorExit):
             if self.fail is Failure.SLOW_CANCEL:
                 await asyncio.sleep(self.cancel_s)
+            raise
+        finally:
             self.running -= 1
 
     async def _go_wrong(self) -> None:
