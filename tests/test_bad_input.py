@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import functools
 import socket
+import sys
 import threading
 import time
 
@@ -169,6 +170,9 @@ def test_an_openai_endpoint_says_what_is_missing(monkeypatch):
             OpenAIEndpoint("m", **bad)
     with pytest.raises(dc.InputError, match="model"):
         OpenAIEndpoint(None)
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(dc.RefusedError, match="openai:m: it needs the package openai"):
+        OpenAIEndpoint("m")
 
 
 def test_a_server_that_answers_questions_without_an_end_is_left():
