@@ -121,11 +121,14 @@ def test_a_race_sees_the_hop_and_not_the_server():
     assert server.running == 0
 
 
+CANCELS = st.none() | MS | st.floats(0, 1)
 HOPS = st.none() | st.tuples(MS, st.none() | st.lists(st.integers(1, 9), min_size=1, max_size=3))
 
 
 @settings(max_examples=300)
-@given(st.data(), st.integers(1, 12), st.integers(1, 30), plans(), st.none() | rules(), st.none() | MS | st.floats(0, 1))
+@given(
+    st.data(), st.integers(1, 12), st.integers(1, 30), plans(), st.none() | rules(), st.none() | MS | st.floats(0, 1)
+)
 def test_what_is_made_behind_a_hop_is_charged(data, l, length, plan, rule, cancel_s):
     """Each replayed end counts for itself, and the ledger says the same, also of what nobody has seen arrive.
 
@@ -162,7 +165,7 @@ def test_what_is_made_behind_a_hop_is_charged(data, l, length, plan, rule, cance
 
 
 def test_a_loser_behind_a_hop_is_charged_for_what_it_held():
-    server, hop = behind(0.1, 50, 1.01)
+    hop = behind(0.1, 50, 1.01)[1]
     device = ReplayEndpoint(0.51, [GAP], 50, name="device")
     racing, alone = dc.plan_server_constrained([5], 1.0), dc.plan_server_only()
     live = [stream([0] * 5, plan=plan, server=hop, device=device, max_tokens=50) for plan in (racing, alone)]
