@@ -1,7 +1,8 @@
 """A plan and a rule over two live endpoints: one answer that the reader sees, at the reader's pace."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import weakref
+from collections.abc import AsyncGenerator, Callable, Sequence
 from operator import index
 from typing import Any
 
@@ -81,11 +82,20 @@ def _prompt(value: Any) -> Prompt:
 
 
 class Run:
-    """An answer in the making: an async iterator of `StreamedToken`, and its `record`."""
+    """An answer in the making: an async iterator of `StreamedToken`, and its `record`.
+
+    It ends both ends' work when the loop over it is left, however that happens. `async with` waits until they have
+    stopped, and so does `aclose`; within it, a loop that was left may also be taken up again.
+    """
 
     def __init__(self, machine: Machine, start_s: float | None, wait: bool) -> None:
         self._machine, self._start_s, self._wait = machine, start_s, wait
-        self._iterator = self._released()
+        self._begun = False
+        self._producer: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
+        self._held: AsyncGenerator[StreamedToken, None] | None = None
+        # weak, so that the generator ends with the loop over it
+        self._iterator: Callable[[], AsyncGenerator[StreamedToken, None] | None] = lambda: None
 
     @property
     def record(self) -> Record:
@@ -93,16 +103,33 @@ class Run:
         return self._machine.record
 
     def __aiter__(self) -> AsyncGenerator[StreamedToken, None]:
-        return self._iterator
+        iterator = self._iterator()
+        if iterator is None:
+            iterator = self._released()
+            self._iterator = weakref.ref(iterator)
+        return iterator
+
+    async def __aenter__(self) -> "Run":
+        self._held = aiter(self)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
 
     async def aclose(self) -> None:
         """The reader's cancel: returns once both ends have confirmed that they stopped, or `confirm_s` is over."""
-        await self._iterator.aclose()
+        iterator, self._held, self._begun = self._iterator(), None, True
+        if iterator is not None:
+            await iterator.aclose()
+        await self._ended()
 
     async def _released(self) -> AsyncGenerator[StreamedToken, None]:
+        if self._begun:
+            return
+        self._begun = True
         machine, loop = self._machine, asyncio.get_running_loop()
         machine.start = loop.time() if self._start_s is None else self._start_s
-        producer = asyncio.create_task(machine.run())
+        self._producer = producer = asyncio.create_task(machine.run())
         producer.add_done_callback(lambda _: machine.news.set())
         tokens = machine.record.tokens
         try:
@@ -119,6 +146,22 @@ class Run:
                 yield tokens[index]
             await producer
         finally:
-            producer.cancel()
-            await asyncio.wait([producer])
-            await machine.close()
+            await self._ended()
+
+    async def _ended(self) -> None:
+        """Return when all work has stopped. Another cancel meanwhile does not cut that short: it is raised then."""
+        if self._ending is None and self._producer is not None:
+            self._ending = asyncio.create_task(self._end(self._producer))
+        cancelled: asyncio.CancelledError | None = None
+        while self._ending is not None and not self._ending.done():
+            try:
+                await asyncio.wait([self._ending])
+            except asyncio.CancelledError as again:
+                cancelled = again
+        if cancelled:
+            raise cancelled
+
+    async def _end(self, producer: "asyncio.Task[None]") -> None:
+        producer.cancel()
+        await asyncio.wait([producer])
+        await self._machine.close()
