@@ -126,7 +126,7 @@ $(MEASURED): disco_core/artifact/measure.py $(PACKAGES) | $(SETUP)
 	@echo "Measuring the device model on this machine"
 	@$(PY) -m disco_core.artifact.measure $(if $(QUICK),--quick) --out $@
 
-$(LIVE): disco_core/artifact/live.py $(STREAMS) data/prompts.csv $(PACKAGES) | $(SETUP)
+$(LIVE): disco_core/artifact/session.py $(STREAMS) data/prompts.csv $(PACKAGES) | $(SETUP)
 	@echo "Running two live ends on this machine$(if $(QUICK),, (about a quarter of an hour; leave it to itself meanwhile))"
 	@$(PY) -m disco_core.artifact.live $(if $(QUICK),--quick) --out $(@D)
 
@@ -137,7 +137,7 @@ build/traces/.complete: disco_core/artifact/registry.txt $(PACKAGES) | $(SETUP)
 .SECONDEXPANSION:
 $(B)/notebooks/endpoints.ipynb $(B)/notebooks/dispatch.ipynb: $(MEASURED)
 $(B)/notebooks/migration.ipynb $(B)/notebooks/live.ipynb: $(LIVE)
-$(B)/notebooks/chat.ipynb: $(STREAMS) disco_core/artifact/live.py
+$(B)/notebooks/chat.ipynb: $(STREAMS)
 $(EXECUTED): $(B)/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) $(TABLES) $(FETCHED) $(PACKAGES) $$(call rendered,$$*) | $(SETUP)
 	@echo "Running notebooks/$*.ipynb"
 	@$(PY) -m disco_core.artifact.run $< --out $(@D) \

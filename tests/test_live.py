@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import disco_core as dc
-from disco_core.artifact import live, scenario, traces
+from disco_core.artifact import live, scenario, session, traces
 from disco_core.artifact.files import ROOT
 
 
@@ -30,32 +30,37 @@ from disco_core.artifact.files import ROOT
         ({"pairs": 2.5}, "pairs"),
         ({"load": -0.1}, "load"),
         ({"service": "gpt-5"}, "gpt-4o-mini"),
+        ({"seed": 1.5}, "seed"),
+        ({"prompts": 121, "longest": 1000}, "121 prompts .* 120 have up to longest=1000"),
+        ({"seams": 130}, "130 seams"),
+        ({"longest": 15, "prompts": 1, "seams": 1}, "6 rate trials"),
+        ({"max_tokens": 500}, "at most 1024"),
     ],
 )
 def test_a_mistyped_setting_is_named(bad, word):
     with pytest.raises(dc.InputError, match=word):
-        live.Settings(**bad)
+        session.Settings(**bad)
 
 
 def test_measurements_of_other_settings_are_not_taken(tmp_path):
     with pytest.raises(dc.ArtifactError, match="does not hold live measurements"):
-        live.live_measurements(str(tmp_path), live.Settings())
-    (tmp_path / "settings.json").write_text(json.dumps(asdict(live.Settings(budget=0.25))))
-    for name, columns in live.TABLES.items():
+        live.live_measurements(str(tmp_path), session.Settings())
+    (tmp_path / "settings.json").write_text(json.dumps(asdict(session.Settings(budget=0.25))))
+    for name, columns in session.TABLES.items():
         (tmp_path / f"{name}.csv").write_text(",".join(columns) + "\n")
     with pytest.raises(dc.ArtifactError, match=r"was measured with budget=0\.25"):
-        live.live_measurements(str(tmp_path), live.Settings())
-    path, found = live.live_measurements(str(tmp_path), live.Settings(budget=0.25))
+        live.live_measurements(str(tmp_path), session.Settings())
+    path, found = live.live_measurements(str(tmp_path), session.Settings(budget=0.25))
     assert path == tmp_path / "requests.csv"
-    assert set(found) == set(live.TABLES)
+    assert set(found) == set(session.TABLES)
 
 
 def test_every_setting_has_a_folder_of_its_own():
     settings = [
-        live.Settings(),
-        live.Settings().quick(),
-        live.Settings(seed=1),
-        live.Settings(server="openai:a/../b"),
+        session.Settings(),
+        session.Settings().quick(),
+        session.Settings(seed=1),
+        session.Settings(server="openai:a/../b"),
     ]
     folders = [live.default_folder(one) for one in settings]
     assert len(set(folders)) == len(settings)
@@ -97,9 +102,9 @@ def test_work_runs_also_where_a_loop_is_running():
         return {}
 
     async def notebook():
-        return live._run(work())
+        return session._run(work())
 
-    assert asyncio.run(notebook()) == live._run(work()) == {}
+    assert asyncio.run(notebook()) == session._run(work()) == {}
 
 
 def marked(mark):

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from disco_core import checks
 from disco_core.artifact import model, traces
 from disco_core.cost import Constraint, CostModel
 from disco_core.dispatch import (
@@ -71,17 +72,17 @@ def prompts(longest: int = 10**6) -> pd.DataFrame:
     return table.assign(built=[model.build(text) for text in table["prompt"]])
 
 
-def cost_model(service: traces.Service, constraint: Constraint) -> CostModel:
+def cost_model(service: traces.Service, constraint: Constraint, dearer: float = 2.0) -> CostModel:
     """The service's prices beside the median measured phone's energy, at a worth of energy that makes one end scarce.
 
     A scarce server: energy at the price of electricity, $0.15 per kWh. A scarce device: energy so dear that even
-    the device's cheaper token costs twice the server's dearer one.
+    the device's cheaper token costs `dearer` times the server's dearer one.
     """
     phones = traces.table("phones")
     prefill_j, decode_j = (float(phones[f"{what}_mj_per_tok"].median()) / 1000 for what in ("prefill", "decode"))
     rate = ELECTRICITY
     if constraint is Constraint.DEVICE:
-        rate = 2 * max(service.price_in, service.price_out) / min(prefill_j, decode_j)
+        rate = checks.number(dearer, "dearer", 1.0, above=True) * max(service.price_in, service.price_out) / min(prefill_j, decode_j)
     found = CostModel.from_energy(service.price_in, service.price_out, prefill_j, decode_j, rate)
     if found.constraint is not constraint:
         raise InputError(
