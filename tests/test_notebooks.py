@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from disco_core.artifact import claims, live
+from disco_core.artifact import claims, live, session
 from disco_core.artifact.files import ROOT
 from disco_core.artifact.measure import main
 from disco_core.artifact.model import smollm2_path
@@ -142,7 +142,7 @@ def test_migration_saves_and_the_seam_is_exact(tmp_path, runs):
     cells = pd.read_csv(tmp_path / "migration_cost.csv")
     assert len(cells) == 4 * 3 * 2 * 9
     assert cells.saving.between(0, 100).all()
-    assert verdicts(tmp_path).keys() == {"D3", "D5", "D6", "D11", "L5"}
+    assert verdicts(tmp_path).keys() == {"D3", "D5", "D5a", "D6", "D6a", "D11", "L5"}
     seams = pd.read_csv(tmp_path / "migration_seams.csv")
     assert seams.exact.all()
     assert "this machine" not in (tmp_path / "migration_cost.csv").read_text()
@@ -164,7 +164,7 @@ def test_live_asks_a_server_with_a_key_and_does_not_tell_it(tmp_path, monkeypatc
         monkeypatch.setenv("OPENAI_BASE_URL", f"{local.url}/v1")
         monkeypatch.setattr(live, "BUILD", tmp_path)
         asked = {"server": "openai:smollm2", "prompts": 3, "pairs": 6, "max_tokens": 6}
-        folder, _ = live.live_measurements("", live.Settings(**asked).quick())
+        folder, _ = live.live_measurements("", session.Settings(**asked).quick())
         run("live", tmp_path, quick=True, out=str(tmp_path / "figures"), measurements=str(folder.parent), **asked)
     found = verdicts(tmp_path / "figures")
     assert found["L1"] == claims.NOT_TESTED
