@@ -82,7 +82,8 @@ def cost_model(service: traces.Service, constraint: Constraint, dearer: float = 
     prefill_j, decode_j = (float(phones[f"{what}_mj_per_tok"].median()) / 1000 for what in ("prefill", "decode"))
     rate = ELECTRICITY
     if constraint is Constraint.DEVICE:
-        rate = checks.number(dearer, "dearer", 1.0, above=True) * max(service.price_in, service.price_out) / min(prefill_j, decode_j)
+        times = checks.number(dearer, "dearer", 1.0, above=True)
+        rate = times * max(service.price_in, service.price_out) / min(prefill_j, decode_j)
     found = CostModel.from_energy(service.price_in, service.price_out, prefill_j, decode_j, rate)
     if found.constraint is not constraint:
         raise InputError(
