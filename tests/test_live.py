@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import disco_core as dc
-from disco_core.artifact import live, scenario, session, traces
+from disco_core.artifact import live, model, scenario, session, traces
 from disco_core.artifact.files import ROOT
 
 
@@ -78,6 +78,12 @@ def test_prompts_are_as_short_as_asked_for():
     assert len(scenario.prompts()) == 120
     with pytest.raises(dc.InputError, match="no prompt has up to 3 tokens"):
         scenario.prompts(3)
+
+
+@pytest.mark.parametrize("bad", [None, 3, b"hello", "", " \n", "half \ud83d of it", ["hello"]])
+def test_what_is_no_prompt_is_not_built(bad):
+    with pytest.raises(dc.InputError, match="^prompt must"):
+        model.build(bad)
 
 
 def test_answers_are_cut_where_ours_are():

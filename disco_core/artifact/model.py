@@ -11,7 +11,8 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from disco_core.errors import ArtifactError
+from disco_core import checks
+from disco_core.errors import ArtifactError, InputError
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -51,7 +52,14 @@ def load(**options: Any) -> "Llama":
 
 
 def build(prompt: str) -> str:
-    """The prompt as the model reads it: one user turn, and the assistant's turn left open."""
+    """The prompt as the model reads it: one user turn, and the assistant's turn left open.
+
+    InputError for what is no text, or says nothing.
+    """
+    if not checks.kind(prompt, str, "prompt").strip():
+        raise InputError(f"prompt must not be empty, got {prompt!r:.80}")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise InputError("prompt must be text that can be encoded; it holds half of a character")
     return TEMPLATE.format(prompt=prompt)
 
 
