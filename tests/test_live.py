@@ -82,7 +82,7 @@ def test_prompts_are_as_short_as_asked_for():
 
 @pytest.mark.parametrize("bad", [None, 3, b"hello", "", " \n", "half \ud83d of it", ["hello"]])
 def test_what_is_no_prompt_is_not_built(bad):
-    with pytest.raises(dc.InputError, match="^prompt must"):
+    with pytest.raises(dc.InputError, match=r"^prompt must"):
         model.build(bad)
 
 
