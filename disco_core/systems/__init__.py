@@ -1,0 +1,1 @@
+"""The two neighbours of DiSCo, built from the rooms above."""
