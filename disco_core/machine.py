@@ -12,10 +12,10 @@ from dataclasses import replace
 from functools import partial
 
 from disco_core.cost import End
-from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, ahead, until
+from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, ahead, checked_prompt, until
 from disco_core.errors import CutError, EndpointError, ProtocolError, StalledError, StreamError
-from disco_core.migration import MigrationRule
-from disco_core.record import HandOver, Record, StreamedToken
+from disco_core.migration import Rule, Seen
+from disco_core.record import LATE, HandOver, Record, StreamedToken
 
 
 class _Work:
@@ -86,6 +86,12 @@ class _Work:
         """Tokens it made so far, those that are still on their way included."""
         return self.made + ahead(self.endpoint, self._tokens)
 
+    @property
+    def read(self) -> int | None:
+        """Tokens of its prefix that the endpoint has read; None where it does not tell."""
+        told = getattr(self.endpoint, "read", None)
+        return told(self._tokens) if told else None
+
     async def close(self) -> None:
         """Cancel what it does; returns once the endpoint has confirmed that it stopped."""
         if self._alarm:
@@ -105,19 +111,24 @@ class Machine:
         self,
         prompt: Prompt,
         ends: tuple[Endpoint, Endpoint],
-        rule: MigrationRule | None,
+        rule: Rule | None,
         max_tokens: int,
         reading_rate: float,
         stall_s: float,
         confirm_s: float,
         seed: int | None,
+        wait: bool,
     ) -> None:
         self.prompt, self.ends, self.rule = prompt, ends, rule
         self.max_tokens, self.reading_rate, self.seed = max_tokens, reading_rate, seed
         self.stall_s, self.confirm_s = stall_s, confirm_s
         self.record, self.news, self.start = Record(), asyncio.Event(), 0.0
+        self.wait, self.released = wait, 0
+        self._counts, self._unbuilt = dict[End, int](), dict[End, str]()
         self.delays: tuple[float, float] = (0.0, 0.0)
         self._built: dict[End, tuple[Prompt, int]] = {}
+        self._asked = [0, 0]  # tokens that an end which reuses them has been asked to read
+        self._began_s, self._worked_s = [0.0, 0.0], [0.0, 0.0]  # of each end: its last start, all work before that
         self._generated: list[Token] = []
         self._failed: set[End] = set()
         self._works: list[_Work] = []
@@ -126,7 +137,8 @@ class Machine:
     async def run(self) -> None:
         """From the request to DONE, or FAILED with a StreamError."""
         try:
-            work: _Work | None = await self._race()
+            starts = {end: delay for end, delay in zip(End, self.delays, strict=True) if math.isfinite(delay)}
+            work: _Work | None = await self._race(starts, {})
             while work is not None:
                 work = await self._stream(work)
             self.record.complete = True
@@ -143,14 +155,13 @@ class Machine:
         if self._closing:
             await asyncio.wait(self._closing)
 
-    async def _race(self) -> _Work:
-        """RACE: each end starts at its delay unless the other answered before; the first token wins."""
-        running: dict[End, _Work] = {}
-        starts = {end: delay for end, delay in zip(End, self.delays, strict=True) if math.isfinite(delay)}
+    async def _race(self, starts: dict[End, float], running: dict[End, _Work]) -> _Work:
+        """RACE: each end starts at its time unless another answered before; the first token wins."""
         while True:
-            for end in [end for end in End if starts.get(end, math.inf) <= self._now()]:
+            now = asyncio.get_running_loop().time()  # on its scale: a difference of times is rounded
+            for end in [end for end in End if self.start + starts.get(end, math.inf) <= now]:
                 del starts[end]
-                running[end] = self._begin(end)
+                running[end] = self._begin(end, failover=bool(self._failed))
             at = min(starts.values(), default=None)
             await self._first_of([work.next for work in running.values()], at)
             for end, work in sorted(running.items()):  # the server first: a tie is its
@@ -159,7 +170,7 @@ class Machine:
                 failure = work.next.exception()
                 if failure is None:
                     self._lose([other for other in running.values() if other is not work])
-                    self.record.winner = end
+                    self._won(end)
                     return work
                 del running[end]
                 self._fail(work, failure)
@@ -169,6 +180,21 @@ class Machine:
             if not running and not starts:
                 raise self._both_failed()
 
+    def _won(self, end: End) -> None:
+        record, rule = self.record, self.rule
+        if record.winner is None:
+            record.winner = end
+        if record.handovers and end is not record.handovers[-1].target:  # it was asked again, and came first
+            at, source = len(self._generated), record.handovers[-1].target
+            record.handovers.append(HandOver(at, source, end, self._now(), LATE))
+        idle = {End.SERVER, End.DEVICE} - {work.end for work in self._works} - self._failed
+        if rule is not None and rule.prepares and rule.target in idle and self.max_tokens > 1:
+            refusal = self._refusal(rule.target, 1)
+            if refusal is None:
+                self._keep(self._begin(rule.target))
+            else:
+                record.refusals.append(refusal)
+
     async def _stream(self, work: _Work) -> _Work | None:
         """STREAM: tokens of one end until the answer is complete (None), the rule moves it, or the end fails."""
         while True:
@@ -176,7 +202,7 @@ class Machine:
                 token = await work.next
             except EndpointError as failure:
                 self._fail(work, failure)
-                return self._hand_over(work, str(failure))
+                return await self._hand_over(work, str(failure))
             if token is None:
                 self._stop(work)
                 return None
@@ -186,60 +212,111 @@ class Machine:
                 return None
             if self._moves(work.end):
                 self._stop(work)
-                return self._hand_over(work, None)
+                return await self._hand_over(work, None)
             work.ask()
 
     def _add(self, token: Token, source: End) -> None:
         now, record = self._now(), self.record
         if record.ttft_s is None:
             record.ttft_s = now
-        due = record.ttft_s + len(self._generated) / self.reading_rate
+        due = self._due(len(self._generated), source)
         self._generated.append(token)
         record.tokens.append(StreamedToken(token.index, token.text, token.id, source, now, max(now, due)))
         self.news.set()
+
+    def _due(self, index: int, source: End) -> float:
+        rule = self.rule
+        if rule is not None and rule.paces and rule.target is not None and index:
+            return rule.due_s(self._seen(rule.target), index, source)
+        return (self.record.ttft_s or 0.0) + index / self.reading_rate
+
+    def due(self, index: int) -> StreamedToken:
+        """A token that is the next to be released, with its time, as it is known now."""
+        token = self.record.tokens[index]
+        if self.rule is not None and self.rule.paces:
+            due = max(token.generated_s, self._due(index, token.source))
+            self.record.tokens[index] = token = replace(token, released_s=due)
+        return token
+
+    def _seen(self, target: End) -> Seen:
+        now, work = self._now(), next((work for work in self._works if work.end is target), None)
+        reading_s = self._worked_s[target] + (0.0 if work is None else now - self._began_s[target])
+        released = max(self.released, min(1, len(self.record.tokens)))  # the first is due at once
+        read = None if work is None else work.read
+        return Seen(self.record, self.prompt_of(target)[1], now, work is not None, reading_s, read, released)
 
     def _moves(self, source: End) -> bool:
         """Whether the rule hands over now; a refusal is recorded once for each reason."""
         rule, record = self.rule, self.record
         target = None if rule is None else rule.target
-        if rule is None or target is None or target is source or record.migrated_at or target in self._failed:
+        if rule is None or target is None or target is source or target in self._failed:
             return False
-        prompt_tokens, generated = self.prompt_of(target)[1], len(self._generated)
-        if not bool(rule.moves(prompt_tokens, generated, self._now() - (record.ttft_s or 0.0))):
+        if not rule.moves_now(self._seen(target)):
             return False
         refusal = self._refusal(target)
+        if refusal is None and rule.reads_on and not getattr(self.ends[target], "reuses", False):
+            refusal = f"{self.ends[target].name} does not go on from what it has read"
         if refusal and refusal not in record.refusals:
             record.refusals.append(refusal)
         return refusal is None
 
     def prompt_of(self, end: End) -> tuple[Prompt, int]:
-        """The prompt as the rule builds it for an end, and how many tokens that end counts in it: asked for once."""
+        """The prompt as the rule builds it for an end, and how many tokens that end counts in it: asked for once.
+
+        Where the rule fails to build one it is the whole prompt, and the end is not handed the answer.
+        """
         if end not in self._built:
-            prompt = self.prompt if self.rule is None else self.rule.prompt_for(end, self.prompt)
-            self._built[end] = prompt, self.ends[end].count(prompt)
+            prompt = self.prompt
+            try:
+                built = prompt if self.rule is None else self.rule.prompt_for(end, prompt)
+                prompt = prompt if built is prompt else checked_prompt(built)
+            except Exception as error:  # a user's function: the answer goes on without it
+                self._unbuilt[end] = f"no prompt was built for {self.ends[end].name}: {type(error).__name__}: {error}"
+            self._built[end] = prompt, self.count(end) if prompt is self.prompt else self.ends[end].count(prompt)
         return self._built[end]
 
-    def _refusal(self, target: End) -> str | None:
-        end, n = self.ends[target], len(self._generated)
+    def count(self, end: End) -> int:
+        """Tokens of the prompt as it was given, in an end's own count."""
+        if end not in self._counts:
+            self._counts[end] = self.ends[end].count(self.prompt)
+        return self._counts[end]
+
+    def _refusal(self, target: End, at_least: int = 0) -> str | None:
+        """Why an end cannot go on from the tokens there are, or that there will be at least."""
+        end, n = self.ends[target], max(at_least, len(self._generated))
         if n and not end.continues:
             return f"{end.name} cannot continue an open assistant turn"
         whole = self.prompt_of(target)[1] + self.max_tokens
+        if target in self._unbuilt:
+            return self._unbuilt[target]
         if end.context is not None and whole > end.context:
             return f"{end.name}: prompt and answer need {whole} tokens of context, it has {end.context}"
         return None
 
-    def _hand_over(self, source: _Work, reason: str | None) -> _Work:
+    async def _hand_over(self, source: _Work, reason: str | None) -> _Work:
         """HANDOVER: the other end continues exactly where this one stopped."""
         target = End(1 - source.end)
         refusal = self._refusal(target)
+        for kept in [work for work in self._works if work.end is target]:
+            self._prefilled(kept)
         if target in self._failed or refusal:
             if refusal:
                 self.record.refusals.append(refusal)
             raise self._both_failed()
-        for kept in [work for work in self._works if work.end is target]:
-            self._prefilled(kept)
         self.record.handovers.append(HandOver(len(self._generated), source.end, target, self._now(), reason))
-        return self._begin(target, failover=reason is not None)
+        work = self._begin(target, failover=reason is not None)
+        return work if reason else await self._awaited(work, source.end)
+
+    async def _awaited(self, work: _Work, source: End) -> _Work:
+        """The target; or, where the rule asks the source for more meanwhile, whichever comes first."""
+        while self.rule is not None and not work.next.done() and self._refusal(source) is None:
+            at = self.rule.ask_again_s(self._seen(work.end))
+            if at <= self._now():
+                return await self._race({source: at}, {work.end: work})
+            if math.isinf(at):
+                break
+            await self._first_of([work.next], at)
+        return work
 
     def _begin(self, end: End, *, failover: bool = False) -> _Work:
         endpoint, record = self.ends[end], self.record
@@ -251,10 +328,13 @@ class Machine:
         prompt, charged = self.prompt_of(end)
         prefix = Prefix(prompt, generated, self.max_tokens - len(generated), self.seed)
         charged += self._read_again(endpoint, generated)
+        if getattr(endpoint, "reuses", False):
+            charged, self._asked[end] = max(0, charged - self._asked[end]), charged
         record.prefill[end] += charged
         record.failover_prefill[end] += charged * failover
-        record.started[end] |= not generated
+        record.started[end] |= not generated and not failover
         work = _Work(end, endpoint, prefix, self.stall_s)
+        self._began_s[end] = self._now()
         self._works.append(work)
         return work
 
@@ -274,10 +354,15 @@ class Machine:
 
     def _lose(self, losers: list[_Work]) -> None:
         for work in losers:
-            if not work.next.done() and self.rule is not None and self.rule.keeps_loser:
-                work.next.add_done_callback(partial(self._prefilled, work))
+            rule = self.rule
+            if not work.next.done() and rule is not None and rule.keeps_loser and rule.target in (None, work.end):
+                self._keep(work)
             else:
                 self._prefilled(work)
+
+    def _keep(self, work: _Work) -> None:
+        """Let it read its prompt to the end, whatever comes of it."""
+        work.next.add_done_callback(partial(self._prefilled, work))
 
     def _prefilled(self, work: _Work, _: object = None) -> None:
         """The loser's end: a token of the winner's own instant, or one that ends a kept prefill, is not charged."""
@@ -295,6 +380,7 @@ class Machine:
         """Cancel in the background: the reader does not wait for it, the end of the run does."""
         if work in self._works:
             self._works.remove(work)
+            self._worked_s[work.end] += self._now() - self._began_s[work.end]
             self._closing.append(asyncio.create_task(self._confirmed(work)))
 
     async def _confirmed(self, work: _Work) -> None:

@@ -4,6 +4,7 @@ Symbols: l prompt length, n tokens generated so far, N the answer's length, r_c 
 target needs to take over, c_s^p ... c_d^d the prices.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -16,13 +17,71 @@ from disco_core.checks import Floats, Ints
 from disco_core.cost import CostModel, End
 from disco_core.delivery import READING_RATE
 from disco_core.latency import DeviceProfile, TTFTDistribution
+from disco_core.record import Record
 from disco_core.workload import LengthDistribution
 
 Built = TypeVar("Built")  # a prompt as an endpoint takes it
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a rule is shown of a live answer, at `now_s` after the request was meant to start.
+
+    record          tokens so far, hand-overs, charges
+    prompt_tokens   l of the target's prompt, in its own count
+    reads           whether the target is reading: its prompt, or all that it is to go on from
+    reading_s       for how long it has been, in all
+    read            tokens of these that it has read; None where it does not tell
+    released        tokens that the reader has
+    """
+
+    record: Record
+    prompt_tokens: int
+    now_s: float
+    reads: bool
+    reading_s: float
+    read: int | None
+    released: int
+
+
+class Rule:
+    """What a live answer asks of a rule; these defaults never move, and leave the pace to the reader.
+
+    target        end to which generation moves; None: it stays
+    reading_rate  r_c, tokens per second
+    keeps_loser   what becomes of the race's loser, if it is the target: cancelled at the winner's first token, or
+                  kept until its prefill has ended
+    reads_on      whether a target that does not go on from what it has read is refused
+    prepares      whether the target begins to read its prompt at the winner's first token, if it did not before
+    paces         whether tokens are released when `due_s` says; otherwise at the reading rate
+    """
+
+    target: Any = None
+    reading_rate: float = READING_RATE
+    keeps_loser: bool = False
+    reads_on: bool = False
+    prepares: bool = False
+    paces: bool = False
+
+    def prompt_for(self, end: End, prompt: Built) -> Built:
+        """The prompt that an end reads, before any generated tokens: here the same for both."""
+        return prompt
+
+    def moves_now(self, seen: Seen) -> bool:
+        """Whether to hand over after the token that was generated last."""
+        return False
+
+    def due_s(self, seen: Seen, index: int, source: End) -> float:
+        """When a token is to be released at the earliest, once all before it are; asked again at each release."""
+        raise NotImplementedError
+
+    def ask_again_s(self, seen: Seen) -> float:
+        """While the target is awaited: when to look again, or now, to ask the source for more beside it."""
+        return math.inf
+
+
 @dataclass(frozen=True, eq=False)
-class MigrationRule:
+class MigrationRule(Rule):
     """DiSCo's rule, looked at at every generated token: move when it saves and when the reader will not notice.
 
     cost            prices; generation moves from the dearer decode to the cheaper
@@ -60,9 +119,10 @@ class MigrationRule:
         saved = self.cost.server_decode - self.cost.device_decode
         return None if saved == 0 else End.DEVICE if saved > 0 else End.SERVER
 
-    def prompt_for(self, end: End, prompt: Built) -> Built:
-        """The prompt that an end reads, before any generated tokens: in DiSCo the same for both."""
-        return prompt
+    def moves_now(self, seen: Seen) -> bool:
+        """Whether it saves, and the reader will not notice."""
+        elapsed_s = seen.now_s - (seen.record.ttft_s or 0.0)
+        return bool(self.moves(seen.prompt_tokens, len(seen.record.tokens), elapsed_s))
 
     def expected_remaining(self, generated: ArrayLike) -> Floats:
         """`E[N - n | N > n]` of the lengths seen, same shape as n; 0 beyond the longest."""

@@ -18,9 +18,12 @@ class StreamedToken:
     released_s: float
 
 
+LATE = "the target was late"
+
+
 @dataclass(frozen=True, slots=True)
 class HandOver:
-    """A change of end after `at` tokens; `reason` is None for a migration, the failure otherwise."""
+    """A change of end after `at` tokens; `reason` is None for a migration, otherwise a failure, or `LATE`."""
 
     at: int
     source: End
@@ -34,8 +37,9 @@ class Record:
     """What happened. Unknown is None. Charges are tokens per end, in the order of `End`.
 
     late_s             seconds after its `released_s` at which each token really came; empty with `wait=False`
-    prefill, decode    charged: full prefixes of all work that was started, and every token that was made, also those
-                       nobody got to see; the tokens of a piece of work as soon as it has stopped
+    prefill, decode    charged: full prefixes of all work that was started (of an end that reuses, what is new), and
+                       every token that was made, also those nobody got to see; the tokens of a piece of work as
+                       soon as it has stopped
     failover_prefill   the part of prefill that only a failure caused, apart from the budget
     refusals           why a hand-over the rule wanted did not happen, once each
     unconfirmed        cancelled work whose end did not confirm in time that it stopped

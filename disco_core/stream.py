@@ -2,9 +2,7 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncGenerator, Callable, Sequence
-from operator import index
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
 
 import numpy as np
 
@@ -12,10 +10,10 @@ from disco_core import checks
 from disco_core.cost import End
 from disco_core.delivery import READING_RATE
 from disco_core.dispatch import DispatchPlan
-from disco_core.endpoints.base import Endpoint, Prompt, checked, until, whole
+from disco_core.endpoints.base import Endpoint, Prompt, checked, checked_prompt, until, whole
 from disco_core.errors import InputError
 from disco_core.machine import Machine
-from disco_core.migration import MigrationRule
+from disco_core.migration import Rule
 from disco_core.record import Record, StreamedToken
 
 
@@ -25,7 +23,7 @@ def stream(
     plan: DispatchPlan,
     server: Endpoint,
     device: Endpoint,
-    rule: MigrationRule | None = None,
+    rule: Rule | None = None,
     max_tokens: int = 256,
     rng: np.random.Generator | None = None,
     start_s: float | None = None,
@@ -38,7 +36,7 @@ def stream(
     """One answer from two ends: iterate over the result with `async for`, then read its `.record`.
 
     start_s        loop time the request was meant to start; by default when it is first iterated
-    reading_rate   r_c of the pace, tokens per second; by default the rule's, or Andes' 4.8
+    reading_rate   r_c of the pace, tokens per second, unless the rule paces; by default the rule's, or Andes' 4.8
     wait           release tokens at the reader's pace; False yields them as they are made, with the same times
     stall_s        an end that sends no token for so long has failed, and the other goes on
     confirm_s      seconds to wait, at the end of the run, for the confirmed end of work that was cancelled
@@ -46,10 +44,12 @@ def stream(
     """
     checks.kind(plan, DispatchPlan, "plan")
     if rule is not None:
-        checks.kind(rule, MigrationRule, "rule")
+        checks.kind(rule, Rule, "rule")
+        if rule.paces and not wait:
+            raise InputError("wait must be True with a rule that paces: it looks at what is released, got False")
     rate = reading_rate if reading_rate is not None else READING_RATE if rule is None else rule.reading_rate
     machine = Machine(
-        _prompt(prompt),
+        checked_prompt(prompt),
         (checked(server, "server"), checked(device, "device")),
         rule,
         checks.count(max_tokens, "max_tokens"),
@@ -57,28 +57,12 @@ def stream(
         checks.positive(stall_s, "stall_s"),
         checks.positive(confirm_s, "confirm_s"),
         None if seed is None else whole(seed, "seed"),
+        wait,
     )
     scarce = plan.constraint.end if plan.constraint else End.DEVICE
-    delays = plan.draw(np.array([machine.prompt_of(scarce)[1]]), rng)[:, 0]
+    delays = plan.draw(np.array([machine.count(scarce)]), rng)[:, 0]
     machine.delays = float(delays[End.SERVER]), float(delays[End.DEVICE])
-    return Run(machine, None if start_s is None else checks.number(start_s, "start_s"), wait)
-
-
-def _prompt(value: Any) -> Prompt:
-    """A text that can be encoded, or a list of ids; InputError otherwise."""
-    try:
-        if isinstance(value, str):
-            value.encode()
-            prompt: Prompt = value
-        elif isinstance(value, Sequence | np.ndarray) and not isinstance(value, bytes | bytearray | memoryview):
-            prompt = [index(id) for id in value]
-        else:
-            raise TypeError
-    except (TypeError, UnicodeEncodeError):
-        raise InputError(f"prompt must be a text or a list of token ids, got {value!r:.80}") from None
-    if not prompt:
-        raise InputError("prompt must not be empty")
-    return prompt
+    return Run(machine, None if start_s is None else checks.number(start_s, "start_s"))
 
 
 class Run:
@@ -88,8 +72,8 @@ class Run:
     stopped, and so does `aclose`; within it, a loop that was left may also be taken up again.
     """
 
-    def __init__(self, machine: Machine, start_s: float | None, wait: bool) -> None:
-        self._machine, self._start_s, self._wait = machine, start_s, wait
+    def __init__(self, machine: Machine, start_s: float | None) -> None:
+        self._machine, self._start_s = machine, start_s
         self._begun = False
         self._producer: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -139,10 +123,11 @@ class Run:
                     await machine.news.wait()
                 if len(tokens) <= index:
                     break
-                if self._wait:
-                    due = machine.start + tokens[index].released_s
+                if machine.wait:
+                    due = machine.start + machine.due(index).released_s
                     await until(due)
                     machine.record.late_s.append(max(0.0, loop.time() - due))
+                    machine.released = index + 1
                 yield tokens[index]
             await producer
         finally:

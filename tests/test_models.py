@@ -167,6 +167,34 @@ def test_a_prefill_on_the_device_is_cancelled_in_the_middle_of_a_step(device):
 
 
 @pytest.mark.slow
+def test_a_device_that_reuses_goes_on_from_where_its_prefill_was_cancelled(device):
+    """And says what it says when it reads all at once: a cancel leaves whole steps behind."""
+    ids = [token.id for token in asyncio.run(collect(device, prefix(GARDEN, max_tokens=6)))[0]]
+    head = [Token(i, "", id) for i, id in enumerate(ids)]
+    whole = asyncio.run(collect(device, prefix(LONG, head, 4)))
+
+    async def go(again):
+        first = asyncio.ensure_future(anext(again.generate(prefix(LONG, max_tokens=50))))
+        while again.read < 4 * BATCH:
+            await asyncio.sleep(0.01)
+        first.cancel()
+        await asyncio.wait([first])
+        kept = again.read
+        assert again.confirmed == kept < again.count(LONG)
+        continued = await collect(again, prefix(LONG, head, 4))
+        told = again.confirmed
+        other, _ = await collect(again, prefix(GARDEN, max_tokens=6))
+        return continued, told, [token.id for token in other]
+
+    with LlamaCppEndpoint(smollm2_path(), n_ctx=1024, reuses=True) as again:
+        continued, told, other = asyncio.run(go(again))
+    assert continued == whole
+    # every token of the prefix once, and those that were written but the last, which nothing follows
+    assert told == device.count(LONG) + len(head) + len(whole[0]) - 1
+    assert other == ids
+
+
+@pytest.mark.slow
 def test_work_that_waits_is_cancelled_without_the_work_before_it(device):
     async def go():
         running = device.generate(prefix(LONG, max_tokens=5))

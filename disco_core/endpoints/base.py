@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,7 +49,9 @@ class Endpoint(Protocol):
     continues    whether it can go on in an open assistant turn
 
     An end whose tokens are held up on their way may also have `ahead(tokens)`: how many it has made for a piece of
-    work, a generator it gave, beyond those that came out. They are charged too.
+    work, a generator it gave, beyond those that came out. They are charged too. `read(tokens)`: how many tokens of
+    the prefix it has read for that work, None where it cannot tell. `reuses`: whether a piece of work goes on from
+    what the last one has read of the same beginning, and is charged for the rest only.
     """
 
     name: str
@@ -78,6 +81,23 @@ def checked(value: Any, name: str) -> Endpoint:
         raise InputError(f"{name} must be an endpoint, got {value!r:.80}")
     found: Endpoint = value
     return found
+
+
+def checked_prompt(value: Any) -> Prompt:
+    """A text that can be encoded, or a list of ids; InputError otherwise."""
+    try:
+        if isinstance(value, str):
+            value.encode()
+            prompt: Prompt = value
+        elif isinstance(value, Sequence | np.ndarray) and not isinstance(value, bytes | bytearray | memoryview):
+            prompt = [index(id) for id in value]
+        else:
+            raise TypeError
+    except (TypeError, UnicodeEncodeError):
+        raise InputError(f"prompt must be a text or a list of token ids, got {value!r:.80}") from None
+    if not prompt:
+        raise InputError("prompt must not be empty")
+    return prompt
 
 
 def whole(value: Any, name: str) -> int:

@@ -18,9 +18,10 @@ from contextlib import closing, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import StringIO
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from disco_core import checks
 from disco_core.endpoints.base import Prefix, Prompt, Token, estimate
@@ -123,10 +124,12 @@ class LlamaCppEndpoint:
     n_threads      threads that compute
     n_ctx          tokens of prompt and answer that fit, at most what the model was trained with
     temperature    0 is greedy
+    reuses         whether a piece of work goes on from what the last one has read of the same beginning, cancelled
+                   or not, as long as nobody else's came between; otherwise each starts from an empty state
     confirmed      tokens it has really processed, cancelled work included
 
     Prompts are taken as they are built: special tokens are parsed, and a BOS that the prompt already has is not
-    doubled. Every piece of work starts from an empty state, so that no prefix is ever reused.
+    doubled.
     """
 
     def __init__(
@@ -136,13 +139,16 @@ class LlamaCppEndpoint:
         n_ctx: int = 2048,
         name: str = "llama.cpp",
         temperature: float = 0.0,
+        reuses: bool = False,
     ) -> None:
-        self.name, self.continues, self.confirmed = name, True, 0
+        self.name, self.continues, self.confirmed, self.reuses = name, True, 0, reuses
         self.temperature = checks.number(temperature, "temperature")
         self._path = model_file(name, model_path)
         self._options = {"n_ctx": checks.count(n_ctx, "n_ctx"), "n_threads": checks.count(n_threads, "n_threads")}
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._open: set[_Job] = set()
+        self._works: WeakKeyDictionary[AsyncGenerator[Token, None], list[_Job]] = WeakKeyDictionary()
+        self._at: _Job | None = None  # what the owner is reading for, with the state trimmed to what it shares
         self._closed = False
         loaded: Future[Llama] = Future()
         self._owner = threading.Thread(target=self._own, args=(loaded,), name=name, daemon=True)
@@ -160,8 +166,19 @@ class LlamaCppEndpoint:
             return len(prompt)
         return estimate(prompt) if self._closed else len(self._tokenize(prompt, True))
 
-    async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+    def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The tokens that follow, up to the end of the turn. Closing stops even a prefill within milliseconds."""
+        jobs = list[_Job]()
+        tokens = self._answer(prefix, jobs)
+        self._works[tokens] = jobs
+        return tokens
+
+    def read(self, tokens: AsyncGenerator[Token, None]) -> int | None:
+        """Tokens read for a piece of work that `generate` gave, its own included; None before it has begun."""
+        jobs = self._works[tokens]
+        return self._llama.n_tokens if jobs and self._at is jobs[0] and not self._closed else None
+
+    async def _answer(self, prefix: Prefix, jobs: list[_Job]) -> AsyncGenerator[Token, None]:
         ids: list[int] = []
         for i, part in enumerate(parts(prefix)):
             ids += self._tokenize(part, i == 0) if isinstance(part, str) else part
@@ -169,6 +186,7 @@ class LlamaCppEndpoint:
         if self._closed:
             raise RefusedError(self.name, "it is closed")
         job = _Job(ids, prefix, asyncio.get_running_loop())
+        jobs.append(job)
         self._open.add(job)
         self._jobs.put(job)
         try:
@@ -261,7 +279,7 @@ class LlamaCppEndpoint:
         return llama
 
     def _work(self, llama: "Llama", job: _Job) -> None:
-        """One piece of work from an empty state. Whatever happens, the thread lives and the end is confirmed."""
+        """One piece of work. Whatever happens, the thread lives and the end is confirmed."""
         try:
             if job.start.acquire(blocking=False):
                 self._generate(llama, job)
@@ -275,7 +293,10 @@ class LlamaCppEndpoint:
         from llama_cpp import llama_set_abort_callback, llama_vocab_is_eog
 
         logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # it reports every cancel as an error
-        llama.reset()
+        if not self.reuses:
+            llama.reset()
+        llama.n_tokens = known = _alike(llama.input_ids[: llama.n_tokens], job.ids)
+        self._at = job
         llama.set_seed(0 if job.prefix.seed is None else job.prefix.seed)
         llama_set_abort_callback(llama.ctx, _abort(), ctypes.cast(job.flag, ctypes.c_void_p))
         text = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in several tokens
@@ -292,7 +313,14 @@ class LlamaCppEndpoint:
                     if job.cancelled:
                         raise CutError(self.name, "it was stopped")
         finally:
-            self.confirmed += llama.n_tokens
+            self._at = None
+            self.confirmed += llama.n_tokens - known
+
+
+def _alike(read: Sequence[int], wanted: Sequence[int]) -> int:
+    """Tokens that need not be read again: the last one always is, since what follows comes out of it."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(read, wanted[:-1], strict=False))
+    return sum(1 for _ in same)
 
 
 @lru_cache(maxsize=1)

@@ -40,6 +40,7 @@ class LlamaServerEndpoint(Remote):
     deadline_s     seconds without a byte after which it has failed
     confirm_s      seconds to wait for the confirmed end of a cancelled request
     temperature    0 is greedy
+    reuses         whether the server goes on from what a slot of it has read of the same beginning
     unconfirmed    cancelled requests whose end the server did not confirm in time
     estimated      counts of a text that are four bytes a token, since the server could not be asked
 
@@ -57,9 +58,10 @@ class LlamaServerEndpoint(Remote):
         deadline_s: float = 30.0,
         confirm_s: float = 5.0,
         temperature: float = 0.0,
+        reuses: bool = False,
     ) -> None:
         super().__init__(name, url, api_key, deadline_s)
-        self.url, self.continues = self._address, True
+        self.url, self.continues, self.reuses = self._address, True, reuses
         self.temperature = checks.number(temperature, "temperature")
         self.confirm_s = checks.positive(confirm_s, "confirm_s")
         self.unconfirmed = self.estimated = 0
@@ -113,7 +115,7 @@ class LlamaServerEndpoint(Remote):
             "stream": True,
             "return_tokens": True,
             "return_progress": True,
-            "cache_prompt": False,
+            "cache_prompt": self.reuses,
         }
         reader = _Reader(self, prefix)
         failed: EndpointError | None = None

@@ -1,6 +1,7 @@
 """An end that replays a timeline: the tokens are the integers 0, 1, 2, ..., so that a lost one is seen."""
 
 import asyncio
+from bisect import bisect_right
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -31,6 +32,7 @@ class ReplayEndpoint:
     token_gaps_s   seconds before the second, third, ... token of a piece of work; the last one repeats
     length         tokens of the whole answer
     context        tokens of prompt and answer that fit
+    reuses         whether a piece of work goes on from what those before it have read of the same prompt
     fail, at       what goes wrong and at which token; `cancel_s`, how long a slow cancel takes
 
     It checks the prefix it is given, and counts for itself: `prefilled` tokens it was started with, `made` tokens it
@@ -47,10 +49,17 @@ class ReplayEndpoint:
     vocabulary: str = "integers"
     context: int | None = None
     continues: bool = True
+    reuses: bool = False
     prefilled: int = field(default=0, init=False)
     made: int = field(default=0, init=False)
     running: int = field(default=0, init=False)
     seen: list[Prefix] = field(default_factory=list, init=False)
+    _asked: int = field(default=0, init=False)
+    _at: Prefix | None = field(default=None, init=False)  # what it works at
+    _tokens: int = field(default=0, init=False)  # of the prefix it is at, or was last at
+    _began_s: float = field(default=0.0, init=False)
+    _took_s: float = field(default=0.0, init=False)
+    _takes_s: float = field(default=0.0, init=False)
 
     def count(self, prompt: Prompt) -> int:
         """The prompt's length: every element is a token."""
@@ -63,7 +72,8 @@ class ReplayEndpoint:
         try:
             first = len(prefix.generated)
             tokens = len(prefix.prompt) + first
-            self.prefilled += tokens
+            self.prefilled += tokens - self._asked * self.reuses
+            self._asked = tokens
             if self.fail in (Failure.REFUSE, Failure.RATE_LIMIT):
                 raise RefusedError(self.name, self.fail.value)
             whole = tokens + prefix.max_tokens
@@ -71,7 +81,7 @@ class ReplayEndpoint:
                 raise RefusedError(
                     self.name, f"prompt and answer need {whole} tokens of context, it has {self.context}"
                 )
-            await asyncio.sleep(self.ttft_s(tokens) if callable(self.ttft_s) else self.ttft_s)
+            await asyncio.sleep(self._reads(prefix, tokens))
             if self.fail is Failure.DIE_BEFORE_FIRST:
                 raise CutError(self.name, self.fail.value)
             for index in range(first, min(self.length, first + prefix.max_tokens)):
@@ -83,11 +93,34 @@ class ReplayEndpoint:
                     self.made += 1
                     yield Token(index, f"{index} ", index)
         except (asyncio.CancelledError, GeneratorExit):
+            self._reads_no_more(prefix)
             if self.fail is Failure.SLOW_CANCEL:
                 await asyncio.sleep(self.cancel_s)
             raise
         finally:
+            self._reads_no_more(prefix)
             self.running -= 1
+
+    def read(self, _: object = None) -> int | None:
+        """Tokens that it has read of the prefix it is at, or was last at."""
+        reads_s = self.ttft_s if callable(self.ttft_s) else lambda _: self._takes_s
+        return bisect_right(range(1, self._tokens + 1), self._spent_s(), key=reads_s)
+
+    def _reads(self, prefix: Prefix, tokens: int) -> float:
+        """Seconds until it has read a prefix of so many tokens, beginning now."""
+        self._took_s = self._spent_s() if self.reuses else 0.0
+        self._takes_s = self.ttft_s(tokens) if callable(self.ttft_s) else self.ttft_s
+        self._at, self._began_s, self._tokens = prefix, asyncio.get_running_loop().time(), tokens
+        return max(0.0, self._takes_s - self._took_s)
+
+    def _reads_no_more(self, prefix: Prefix) -> None:
+        if self._at is prefix:  # the next piece of work may have begun
+            self._took_s, self._at = self._spent_s(), None
+
+    def _spent_s(self) -> float:
+        """Seconds it has read so far, pieces of work before this one included."""
+        now = asyncio.get_running_loop().time()
+        return min(self._takes_s, self._took_s + (now - self._began_s if self._at else 0.0))
 
     async def _go_wrong(self) -> None:
         if self.fail is Failure.STALL:

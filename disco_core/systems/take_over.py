@@ -1,0 +1,161 @@
+"""P/D-Device as a live answer's rule: the cloud stops as soon as what it has sent lasts until the device goes on.
+
+The cloud's tokens are let out at an even pace that ends with the device's first token. How long the device will still
+read is looked at anew for every token; a device that is late slows the pace down, to no more than the limit s, and if
+that does not do, the cloud is asked for more before the reader has to wait. Symbols as in `pd_device`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from disco_core import checks
+from disco_core.cost import End
+from disco_core.dispatch import DispatchPlan
+from disco_core.latency import DeviceProfile
+from disco_core.migration import Built, Rule, Seen
+from disco_core.record import LATE
+
+MOST_RECALLS = 2  # after which the cloud, asked for more, makes the rest
+ROUNDING_S = 1e-6  # two ways to the same time differ by less
+STEP_TOKENS = 32  # an end tells what it has read in steps of so many; where it is within one, the profile says
+
+
+def plan_together(*, refined: bool = False) -> DispatchPlan:
+    """The prompt goes to both ends at once; refined: to the cloud first, which the device's prompt comes from."""
+    delays_s = np.array([[[0.0]], [[math.inf if refined else 0.0]]])
+    return DispatchPlan("P/D-Device", np.array([1]), delays_s, np.ones((1, 1)))
+
+
+@dataclass(frozen=True, eq=False)
+class TakeOver(Rule):
+    """The device takes over once it can go on at a pace of at most s a token; use it with `plan_together`.
+
+    device         profile: how fast it reads and decodes
+    cloud_token_s  t_c, seconds between the cloud's tokens
+    tpot_limit_s   s, seconds a token
+    resume_s       seconds the cloud needs, at the longest, to send its next token when it is asked for more
+    spare          by what share longer than expected the device's reading may take, without the cloud being asked
+    refine         makes the device's prompt out of the whole one, and at once: it is called in the event loop; None:
+                   the device reads the whole one, from the beginning
+
+    The hand-over needs an end that reuses what it has read (`reuses=True`); it is not made where the cloud's tokens
+    or the device's are slower than s. That a device is late which does not tell what it has read shows only when it
+    is overdue: the reader may then wait for `resume_s`. A prefill longer than the stream's `stall_s` is a
+    failure, and a cloud that stalls is left after as long.
+    """
+
+    device: DeviceProfile
+    cloud_token_s: float
+    tpot_limit_s: float
+    resume_s: float
+    refine: Callable[[Any], Any] | None = None
+    spare: float = 0.0
+
+    target = End.DEVICE
+    keeps_loser = True
+    reads_on = True
+    paces = True
+
+    def __post_init__(self) -> None:
+        checks.kind(self.device, DeviceProfile, "device")
+        for name in ("cloud_token_s", "resume_s", "spare"):
+            checks.number(getattr(self, name), name)
+        checks.positive(self.tpot_limit_s, "tpot_limit_s")
+
+    @property
+    def prepares(self) -> bool:  # type: ignore[override]
+        """A refined prompt is there with the cloud's first token; the device then begins to read it."""
+        return self.refine is not None
+
+    def prompt_for(self, end: End, prompt: Built) -> Built:
+        """The whole prompt for the cloud, the refined one for the device."""
+        refined: Built = prompt if self.refine is None or end is End.SERVER else self.refine(prompt)
+        return refined
+
+    def moves_now(self, seen: Seen) -> bool:
+        """Whether the cloud's n tokens bridge the time until the device's first, `(R - C) / n <= s`."""
+        if max(self.cloud_token_s, 1 / self.device.decode_rate) > self.tpot_limit_s:
+            return False
+        if sum(one.reason == LATE for one in seen.record.handovers) == MOST_RECALLS:
+            return False
+        if not seen.record.handovers:
+            lasts_s = self._first_s(seen) + len(seen.record.tokens) * self.tpot_limit_s
+        elif seen.reads:  # it was late: this time it has to have read first what it was asked to
+            return False
+        else:  # and the reader may have had some tokens sooner than had been right
+            lasts_s = self._lasts_s(seen)
+        return self._planned_s(seen, len(seen.record.tokens)) <= lasts_s
+
+    def due_s(self, seen: Seen, index: int, source: End) -> float:
+        """A token of the cloud: `tau = max(t_c, (R - C) / n)` after the last, at most s; of the device: 1/d after."""
+        last = seen.record.tokens[index - 1]
+        last_s = last.released_s
+        if source is End.DEVICE:
+            return last_s + (self.cloud_token_s if last.source is End.SERVER else 1 / self.device.decode_rate)
+        sent = self._sent(seen)
+        even_s = (self._planned_s(seen, sent) - last_s) / (sent - index + 1)
+        return last_s + max(self.cloud_token_s, min(even_s, self.tpot_limit_s))
+
+    def ask_again_s(self, seen: Seen) -> float:
+        """The latest time at which the cloud, asked for more, does not leave the reader waiting longer than s.
+
+        It is asked only if the device is not expected by then; otherwise that is looked at again before long.
+        """
+        lasts_s, often_s = self._lasts_s(seen), self.tpot_limit_s / 8
+        ask_s = lasts_s - self.resume_s - often_s
+        if ask_s > seen.now_s + ROUNDING_S:
+            return min(ask_s, seen.now_s + self.tpot_limit_s)  # the pace may change until then
+        late = lasts_s + ROUNDING_S < self.ready_s(seen, len(seen.record.tokens))
+        return seen.now_s if late else seen.now_s + often_s
+
+    def ready_s(self, seen: Seen, sent: int) -> float:
+        """R: when the device has read its prompt and `sent` tokens; inf if it is overdue and does not tell.
+
+        A device that tells what it has read is as fast as it has been so far, at most as its profile says.
+        """
+        rate, l = self.device.prefill_rate, seen.prompt_tokens
+        known = next((one.at for one in reversed(seen.record.handovers) if one.target is End.DEVICE), 0)
+        made = seen.record.tokens
+        made_s = (made[-1].generated_s if made else seen.now_s) + (sent - len(made)) * self.cloud_token_s
+        there_s = max(seen.now_s, made_s)
+        if not seen.reads and seen.reading_s > 0:
+            return there_s + (sent - known) / rate
+        reading_s = seen.reading_s - self.device.startup
+        left_s = (l + known) / rate - reading_s
+        if seen.read is not None and reading_s > 0:
+            read = reading_s * rate if seen.read <= reading_s * rate < seen.read + STEP_TOKENS else seen.read
+            rate = min(rate, read / reading_s)
+            left_s = (l + known - read) / rate if read else math.inf
+        elif left_s < -ROUNDING_S - self.spare * (l + known) / rate:
+            left_s = math.inf
+        return max(seen.now_s + left_s, there_s) + (sent - known) / rate if left_s < math.inf else math.inf
+
+    def _planned_s(self, seen: Seen, sent: int) -> float:
+        """R with the spare time."""
+        return self.ready_s(seen, sent) + self.spare * (seen.prompt_tokens + sent) / self.device.prefill_rate
+
+    def _lasts_s(self, seen: Seen) -> float:
+        """When the reader, given a token every s seconds from now on, needs another one."""
+        left = len(seen.record.tokens) - seen.released
+        return seen.record.tokens[seen.released - 1].released_s + (left + 1) * self.tpot_limit_s
+
+    def _sent(self, seen: Seen) -> int:
+        """Tokens that the cloud will have sent at the hand-over, or has."""
+        there = len(seen.record.tokens)
+        if seen.record.handovers and seen.record.handovers[-1].target is End.DEVICE:
+            return seen.record.handovers[-1].at
+        behind_s = self._planned_s(seen, 0) - self._first_s(seen)
+        room_s = self.tpot_limit_s - 1 / self.device.prefill_rate
+        return (
+            max(there, math.ceil((behind_s - ROUNDING_S) / room_s))
+            if room_s > 0 and math.isfinite(behind_s)
+            else there + 1
+        )
+
+    @staticmethod
+    def _first_s(seen: Seen) -> float:
+        return seen.now_s if seen.record.ttft_s is None else seen.record.ttft_s
