@@ -20,11 +20,12 @@ B := build$(if $(QUICK),/quick)$(if $(filter public,$(TRACES)),/public)
 F := $(if $(filter build,$(B)),figures,$(B)/figures)
 MEASURED := build$(if $(QUICK),/quick)/measured/device.csv
 LIVE := build$(if $(QUICK),/quick)/measured/live/requests.csv
+PD := build$(if $(QUICK),/quick)/measured/pd/requests.csv
 FETCHED := $(if $(filter public,$(TRACES)),build/traces/.complete)
 
-STEMS := endpoints traces dispatch migration live chat
+STEMS := endpoints traces dispatch migration live pd_device chat
 EXECUTED := $(STEMS:%=$(B)/notebooks/%.ipynb)
-CODE := $(filter-out %/measure.py,$(wildcard disco_core/*.py disco_core/artifact/*.py disco_core/artifact/*.mplstyle))
+CODE := $(filter-out %/measure.py,$(wildcard disco_core/*.py disco_core/systems/*.py disco_core/artifact/*.py disco_core/artifact/*.mplstyle))
 STREAMS := $(addprefix disco_core/,dispatch.py migration.py machine.py stream.py artifact/scenario.py) $(wildcard disco_core/endpoints/*.py)
 TABLES := $(wildcard data/*.csv)
 SET := quick=$(if $(QUICK),True,False) source=$(TRACES) out=$(F)
@@ -130,6 +131,10 @@ $(LIVE): disco_core/artifact/session.py $(STREAMS) data/prompts.csv $(PACKAGES) 
 	@echo "Running two live ends on this machine$(if $(QUICK),, (about a quarter of an hour; leave it to itself meanwhile))"
 	@$(PY) -m disco_core.artifact.live $(if $(QUICK),--quick) --out $(@D)
 
+$(PD): disco_core/artifact/pd_session.py disco_core/artifact/session.py $(STREAMS) $(wildcard disco_core/systems/*.py) data/prompts.csv $(PACKAGES) | $(SETUP)
+	@echo "Running P/D-Device on them$(if $(QUICK),, (some minutes more))"
+	@$(PY) -m disco_core.artifact.live pd $(if $(QUICK),--quick) --out $(@D)
+
 build/traces/.complete: disco_core/artifact/registry.txt $(PACKAGES) | $(SETUP)
 	@$(PY) -m disco_core.artifact.traces
 	@touch $@
@@ -137,12 +142,13 @@ build/traces/.complete: disco_core/artifact/registry.txt $(PACKAGES) | $(SETUP)
 .SECONDEXPANSION:
 $(B)/notebooks/endpoints.ipynb $(B)/notebooks/dispatch.ipynb: $(MEASURED)
 $(B)/notebooks/migration.ipynb $(B)/notebooks/live.ipynb: $(LIVE)
+$(B)/notebooks/pd_device.ipynb: $(PD)
 $(B)/notebooks/chat.ipynb: $(STREAMS)
 $(EXECUTED): $(B)/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) $(TABLES) $(FETCHED) $(PACKAGES) $$(call rendered,$$*) | $(SETUP)
 	@echo "Running notebooks/$*.ipynb"
 	@$(PY) -m disco_core.artifact.run $< --out $(@D) \
 		--set $(SET) $(if $(filter $(MEASURED),$^),measurements=$(MEASURED)) \
-		$(if $(filter $(LIVE),$^),measurements=$(patsubst %/,%,$(dir $(LIVE)))) >/dev/null
+		$(addprefix measurements=,$(patsubst %/,%,$(dir $(filter $(LIVE) $(PD),$^)))) >/dev/null
 	@ls -d $(F)/$*.* $(F)/$*_* 2>/dev/null >$(B)/notebooks/$*.exhibits || true
 
 $(F)/README.md: $(EXECUTED)

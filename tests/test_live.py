@@ -46,13 +46,13 @@ def test_measurements_of_other_settings_are_not_taken(tmp_path):
     with pytest.raises(dc.ArtifactError, match="does not hold live measurements"):
         live.live_measurements(str(tmp_path), session.Settings())
     (tmp_path / "settings.json").write_text(json.dumps(asdict(session.Settings(budget=0.25))))
-    for name, columns in session.TABLES.items():
+    for name, columns in session.Settings.tables.items():
         (tmp_path / f"{name}.csv").write_text(",".join(columns) + "\n")
     with pytest.raises(dc.ArtifactError, match=r"was measured with budget=0\.25"):
         live.live_measurements(str(tmp_path), session.Settings())
     path, found = live.live_measurements(str(tmp_path), session.Settings(budget=0.25))
     assert path == tmp_path / "requests.csv"
-    assert set(found) == set(session.TABLES)
+    assert set(found) == set(session.Settings.tables)
 
 
 def test_every_setting_has_a_folder_of_its_own():
@@ -108,9 +108,9 @@ def test_work_runs_also_where_a_loop_is_running():
         return {}
 
     async def notebook():
-        return session._run(work())
+        return session.run_beside(work())
 
-    assert asyncio.run(notebook()) == session._run(work()) == {}
+    assert asyncio.run(notebook()) == session.run_beside(work()) == {}
 
 
 def marked(mark):

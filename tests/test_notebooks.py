@@ -148,6 +148,25 @@ def test_migration_saves_and_the_seam_is_exact(tmp_path, runs):
     assert "this machine" not in (tmp_path / "migration_cost.csv").read_text()
 
 
+def test_pd_device_answers_as_soon_as_the_cloud_and_loses_no_token(tmp_path):
+    folder = tmp_path / "pd"
+    assert live.main(["pd", "--quick", "--out", str(folder)]) == 0
+    run("pd_device", tmp_path, quick=True, out=str(tmp_path), measurements=str(folder))
+    asked, tokens = pd.read_csv(folder / "requests.csv"), pd.read_csv(folder / "tokens.csv")
+    assert asked.failures.isna().all()
+    for _, answer in tokens.groupby(["policy", "request"]):
+        assert answer.token.tolist() == list(range(len(answer)))
+        assert answer.released_s.is_monotonic_increasing
+        assert (answer.generated_s <= answer.released_s + 1e-6).all()
+    both = asked[asked.policy != "device only"]
+    assert np.allclose(both.ttft_s, both.held_s, atol=0.5)
+    assert verdicts(tmp_path).keys() == {"P1", "P2", "P3"}
+    cells = pd.read_csv(tmp_path / "pd_device_lengths.csv")
+    assert len(cells) == 4 * 4 * 8 * 4
+    assert (cells.cloud_s >= 0).all()
+    assert "this machine" not in (tmp_path / "pd_device_lengths.json").read_text()
+
+
 def test_a_conversation_without_anybody_there(tmp_path):
     done = nbformat.read(run("chat", tmp_path, quick=True, max_tokens=8), as_version=4)
     said = "".join(

@@ -34,6 +34,9 @@ POLICIES = {
     "Stoch": "#de8f05",
     "Stoch+": "#cc78bc",  # the kinder reading: the cheap end always
     "DiSCo": "#0173b2",
+    "cloud only": "#949494",
+    "P/D-Device": "#029e73",
+    "P/D-Device, refined": "#5fc9a5",
 }
 SERIES = ("#0173b2", "#de8f05", "#029e73", "#cc78bc")  # of things that are no policies: services, devices
 _METADATA: dict[str, dict[str, Any]] = {

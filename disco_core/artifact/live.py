@@ -1,6 +1,6 @@
 """What was measured on two live ends, kept: where it is, what it was measured with, and how it is read.
 
-A folder holds a csv for each table of `session.TABLES`, and `settings.json`. Without one they are measured.
+A folder holds a csv for each table of the settings, and `settings.json`. Without one they are measured.
 """
 
 import argparse
@@ -16,11 +16,14 @@ import pandas as pd
 from disco_core.artifact.commands import command
 from disco_core.artifact.figures import write_together
 from disco_core.artifact.files import BUILD, ROOT
-from disco_core.artifact.session import TABLES, Settings, Tables, measure
+from disco_core.artifact.pd_session import PDSettings
+from disco_core.artifact.session import Settings, Tables
 from disco_core.errors import ArtifactError, InputError
 
+Asked = Settings | PDSettings
 
-def live_measurements(measurements: Path | str, settings: Settings) -> tuple[Path, Tables]:
+
+def live_measurements(measurements: Path | str, settings: Asked) -> tuple[Path, Tables]:
     """Where the measurements are and what they are, by table.
 
     Without a folder they are made (in about a quarter of an hour; quick: one minute), and kept in the build folder
@@ -30,9 +33,11 @@ def live_measurements(measurements: Path | str, settings: Settings) -> tuple[Pat
     if not measurements and not (folder / "requests.csv").exists():
         _measure(folder, settings)
     try:
-        made = Settings(**json.loads((folder / "settings.json").read_text()))
-        found = {name: pd.read_csv(folder / f"{name}.csv", keep_default_na=name != "tokens") for name in TABLES}
-        for name, columns in TABLES.items():
+        made = type(settings)(**json.loads((folder / "settings.json").read_text()))
+        found = {
+            name: pd.read_csv(folder / f"{name}.csv", keep_default_na=name != "tokens") for name in settings.tables
+        }
+        for name, columns in settings.tables.items():
             if missing := set(columns) - set(found[name]):
                 raise InputError(f"{name}.csv has no column {', '.join(sorted(missing))}")
     except (OSError, ValueError, TypeError) as error:  # pandas' own errors are ValueErrors
@@ -45,18 +50,19 @@ def live_measurements(measurements: Path | str, settings: Settings) -> tuple[Pat
     return folder / "requests.csv", found
 
 
-def default_folder(settings: Settings) -> Path:
+def default_folder(settings: Asked) -> Path:
     """Where measurements of these settings are kept."""
-    if settings in (Settings(), Settings().quick()):
-        return BUILD / ("" if settings == Settings() else "quick") / "measured" / "live"
+    usual = type(settings)()
+    if settings in (usual, usual.quick()):
+        return BUILD / ("" if settings == usual else "quick") / "measured" / settings.name
     said = json.dumps(asdict(settings), sort_keys=True)
-    return BUILD / "measured" / f"live-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+    return BUILD / "measured" / f"{settings.name}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 
-def _measure(folder: Path, settings: Settings) -> Tables:
-    found = measure(settings)
+def _measure(folder: Path, settings: Asked) -> Tables:
+    found = settings.measure()
     files = {"settings.json": json.dumps(asdict(settings), indent=2).encode() + b"\n"}
-    for name in TABLES:
+    for name in settings.tables:
         text = found[name].to_csv(index=False, float_format="%.6f", lineterminator="\n")
         files[f"{name}.csv"] = text.encode()
     write_together(folder, files)
@@ -70,16 +76,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m disco_core.artifact.live",
         description="Run every policy on two live ends and write what was measured.",
     )
-    parser.add_argument("--out", type=Path, help="folder of the tables (default: build/measured/live)")
+    parser.add_argument("what", nargs="?", default="live", choices=["live", "pd"], help="DiSCo's, or P/D-Device's")
+    parser.add_argument("--out", type=Path, help="folder of the tables (default: build/measured/<what>)")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter answers: a minute, not fifteen")
     parser.add_argument("--server", default="local", help="local, or openai:<model> (default: %(default)s)")
     options = parser.parse_args(argv)
-    settings = Settings(server=options.server)
+    settings: Asked = Settings(server=options.server) if options.what == "live" else PDSettings()
     if options.quick:
         settings = settings.quick()
     folder = options.out or default_folder(settings)
     found = _measure(folder, settings)
-    print(f"{len(found['requests'])} answers and {len(found['pairs'])} pairs measured: {folder}")
+    print(f"{len(found['requests'])} answers measured: {folder}")
     return 0
 
 

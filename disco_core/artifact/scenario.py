@@ -32,9 +32,10 @@ ELECTRICITY = 0.15 / 3.6e6  # $ per J, at $0.15 per kWh
 
 
 @contextmanager
-def ends(server: str = "local") -> Iterator[tuple[Endpoint, Endpoint]]:
+def ends(server: str = "local", *, reuses: bool = False) -> Iterator[tuple[Endpoint, Endpoint]]:
     """The server and the device, ready to answer; whatever was started for them ends with the block.
 
+    reuses   whether they go on from what they have read of the same prompt before
     server   "local": llama.cpp's own server, in a process of its own; "openai:<model>": a server that speaks OpenAI's
              API, its key in OPENAI_API_KEY, its address in OPENAI_BASE_URL
     InputError for another name; an EndpointError where it cannot be had.
@@ -42,10 +43,10 @@ def ends(server: str = "local") -> Iterator[tuple[Endpoint, Endpoint]]:
     is_server(server)
     with ExitStack() as stack:
         path = model.smollm2_path()
-        device = stack.enter_context(LlamaCppEndpoint(path, n_ctx=CONTEXT, name="device"))
+        device = stack.enter_context(LlamaCppEndpoint(path, n_ctx=CONTEXT, name="device", reuses=reuses))
         if server == "local":
             local = stack.enter_context(LocalServer(path, n_ctx=CONTEXT))
-            yield LlamaServerEndpoint(local.url, name="server"), device
+            yield LlamaServerEndpoint(local.url, name="server", reuses=reuses), device
         else:
             name, count = server.removeprefix("openai:"), model.count_tokens  # the API does not tell how it counts
             yield OpenAIEndpoint(name, template=model.TEMPLATE, count_tokens=count, name="server"), device

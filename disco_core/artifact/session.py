@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -45,24 +45,6 @@ from disco_core.record import Record, StreamedToken
 from disco_core.stream import stream
 
 Tables = dict[str, pd.DataFrame]
-TABLES = {  # what each is read for
-    "rates": ["end", "gap_s"],
-    "pairs": ["prompt_tokens", "server_s", "device_s", "calibration"],
-    "requests": ["setting", "policy", "request", "prompt", "ttft_s", "winner", "migrated_at", "held_s"],
-    "tokens": [
-        "setting",
-        "policy",
-        "request",
-        "prompt",
-        "token",
-        "source",
-        "id",
-        "text",
-        "generated_s",
-        "released_s",
-    ],
-    "seams": ["prompt", "reading_rate", "source", "migrated_at", "tokens", "exact", "same_as_unmoved", "delay_num"],
-}
 CHARGES = ["server_prefill", "server_decode", "device_prefill", "device_decode"]  # a ledger's order
 PACES = (READING_RATE, 10.0, 20.0)  # the faster the reader, the later the hand-over: seams at several places
 BACKGROUND_TOKENS = (8, 48)  # an answer to a background request has from, up to
@@ -97,6 +79,35 @@ class Settings:
     seams: int = 12
     seed: int = 0
 
+    name: ClassVar[str] = "live"
+    tables: ClassVar[dict[str, list[str]]] = {  # what each is read for
+        "rates": ["end", "gap_s"],
+        "pairs": ["prompt_tokens", "server_s", "device_s", "calibration"],
+        "requests": ["setting", "policy", "request", "prompt", "ttft_s", "winner", "migrated_at", "held_s"],
+        "tokens": [
+            "setting",
+            "policy",
+            "request",
+            "prompt",
+            "token",
+            "source",
+            "id",
+            "text",
+            "generated_s",
+            "released_s",
+        ],
+        "seams": [
+            "prompt",
+            "reading_rate",
+            "source",
+            "migrated_at",
+            "tokens",
+            "exact",
+            "same_as_unmoved",
+            "delay_num",
+        ],
+    }
+
     def __post_init__(self) -> None:
         is_server(self.server)
         traces.service(self.service)  # raises, naming those there are
@@ -120,14 +131,13 @@ class Settings:
         few = {"calibration": 16, "pairs": 16, "prompts": 4, "max_tokens": 12, "seams": 3}
         return replace(self, **{name: min(n, getattr(self, name)) for name, n in few.items()})
 
+    def measure(self) -> Tables:
+        """Every table, by name. An EndpointError where an end cannot be had; nothing is left running."""
+        with ends(self.server) as (server, device):
+            return run_beside(_Session(self, server, device).run())
 
-def measure(settings: Settings) -> Tables:
-    """Every table, by name. An EndpointError where an end cannot be had; nothing is left running."""
-    with ends(settings.server) as (server, device):
-        return _run(_Session(settings, server, device).run())
 
-
-def _run(work: Coroutine[Any, Any, Tables]) -> Tables:
+def run_beside(work: Coroutine[Any, Any, Tables]) -> Tables:
     """The result of the work, also in a notebook, whose own event loop is running: then in a thread beside it."""
     try:
         asyncio.get_running_loop()
@@ -193,8 +203,8 @@ class _Session:
                 await self.server.aclose()
         tables["requests"] = pd.DataFrame([row for row, _ in answers])
         tokens = [token for _, moved in [*answers, *seams] for token in moved]
-        tables["tokens"] = pd.DataFrame(tokens, columns=[*TABLES["tokens"], "prompt"])
-        tables["seams"] = pd.DataFrame([row for row, _ in seams], columns=None if seams else TABLES["seams"])
+        tables["tokens"] = pd.DataFrame(tokens, columns=s.tables["tokens"])
+        tables["seams"] = pd.DataFrame([row for row, _ in seams], columns=None if seams else s.tables["seams"])
         return tables
 
     async def _rates(self) -> AsyncIterator[dict[str, Any]]:
@@ -249,8 +259,8 @@ class _Session:
         row |= {"prompt_tokens": self.device.count(built), "loop_lag_s": self.lag_s}
         delays = plan.draw(np.array([row["prompt_tokens"]]), np.random.default_rng(seeds))[:, 0]
         row |= {f"{end.name.lower()}_delay_s": delays[end] for end in End}
-        moved = [row | _seen(token) for token in record.tokens] if record.migrated_at else []
-        return row | _outcome(record), moved
+        moved = [row | seen(token) for token in record.tokens] if record.migrated_at else []
+        return row | outcome(record), moved
 
     async def _record(
         self, built: str, plan: DispatchPlan, rule: MigrationRule | None, server: Endpoint, n: int, seeds: list[int]
@@ -282,8 +292,8 @@ class _Session:
                 if record.migrated_at:
                     row = {"setting": "quiet", "policy": f"from {constraint.end.name.lower()}", "request": k}
                     row |= {"prompt": self.ids[k], "prompt_tokens": self.device.count(self.built[k])}
-                    moved = [row | _seen(token) for token in record.tokens]
-                    row |= {"reading_rate": rule.reading_rate} | _outcome(record)
+                    moved = [row | seen(token) for token in record.tokens]
+                    row |= {"reading_rate": rule.reading_rate} | outcome(record)
                     yield row | await self._seam(self.built[k], record, n), moved
 
     async def _seam(self, built: str, record: Record, n: int) -> dict[str, Any]:
@@ -331,7 +341,8 @@ class _Session:
             self.lag_s = max(self.lag_s, loop.time() - due)
 
 
-def _outcome(record: Record) -> dict[str, Any]:
+def outcome(record: Record) -> dict[str, Any]:
+    """An answer in a row: charges, TTFT, hand-over, delays, pace, quality, failures."""
     charges = dict[str, Any]()
     for end in End:
         name = end.name.lower()
@@ -354,7 +365,8 @@ def _outcome(record: Record) -> dict[str, Any]:
     }
 
 
-def _seen(token: StreamedToken) -> dict[str, Any]:
+def seen(token: StreamedToken) -> dict[str, Any]:
+    """A token in a row."""
     return {
         "token": token.index,
         "source": token.source.name.lower(),
