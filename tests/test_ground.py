@@ -46,7 +46,7 @@ def test_every_link_of_a_document_leads_somewhere(document):
 
 def test_the_readme_s_python_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names: dict[str, object] = {}
     for block in blocks:
         exec(block, names)

@@ -97,7 +97,7 @@ class PDSettings:
 
     def quick(self) -> "PDSettings":
         """The same in small."""
-        return replace(self, prompts=min(2, self.prompts), longest=min(200, self.longest), max_tokens=48)
+        return replace(self, prompts=min(2, self.prompts), longest=min(150, self.longest), max_tokens=24)
 
     def measure(self) -> Tables:
         """Every table, by name. An EndpointError where an end cannot be had; nothing is left running."""
