@@ -26,7 +26,7 @@ FETCHED := $(if $(filter public,$(TRACES)),build/traces/.complete)
 STEMS := endpoints traces dispatch migration live pd_device chat
 EXECUTED := $(STEMS:%=$(B)/notebooks/%.ipynb)
 CODE := $(filter-out %/measure.py,$(wildcard disco_core/*.py disco_core/systems/*.py disco_core/artifact/*.py disco_core/artifact/*.mplstyle))
-STREAMS := $(addprefix disco_core/,dispatch.py migration.py machine.py stream.py artifact/scenario.py) $(wildcard disco_core/endpoints/*.py)
+STREAMS := $(addprefix disco_core/,dispatch.py migration.py machine.py work.py stream.py artifact/scenario.py) $(wildcard disco_core/endpoints/*.py)
 TABLES := $(wildcard data/*.csv)
 SET := quick=$(if $(QUICK),True,False) source=$(TRACES) out=$(F)
 

@@ -12,96 +12,11 @@ from dataclasses import replace
 from functools import partial
 
 from disco_core.cost import End
-from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, ahead, checked_prompt, until
-from disco_core.errors import CutError, EndpointError, ProtocolError, StalledError, StreamError
+from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, checked_prompt, until
+from disco_core.errors import EndpointError, StreamError
 from disco_core.migration import Rule, Seen
 from disco_core.record import LATE, HandOver, Record, StreamedToken
-
-
-class _Work:
-    """One piece of work of one end. `next` is the token it was asked for, None for the end of the answer.
-
-    The alarm is told to `next` at its time, whatever the endpoint does then: a cancel may take it long to confirm.
-    """
-
-    def __init__(self, end: End, endpoint: Endpoint, prefix: Prefix, stall_s: float) -> None:
-        self.end, self.endpoint, self.stall_s = end, endpoint, stall_s
-        self.index, self.made = len(prefix.generated), 0
-        self._tokens = endpoint.generate(prefix)
-        self._loop = asyncio.get_running_loop()
-        self._alarm: asyncio.TimerHandle | None = None
-        self.ask()
-
-    def ask(self) -> None:
-        self.next: asyncio.Future[Token | None] = self._loop.create_future()
-        self._asking = self._loop.create_task(self._ask())
-        self._patience = self._loop.time() + self.stall_s
-        if self._alarm is None:  # one for many tokens: it looks at the time when it rings
-            self._alarm = self._loop.call_at(self._patience, self._ring)
-
-    async def _ask(self) -> None:
-        """The next token, or a failure, always as an EndpointError."""
-        name = self.endpoint.name
-        try:
-            while (token := await anext(self._tokens, None)) is not None:
-                self.made += 1
-                if token.index > self.index:
-                    raise ProtocolError(name, f"sent token {token.index} where {self.index} was next")
-                if token.index == self.index:
-                    break
-                # a token that was here before: a chunk sent twice is dropped
-        except Exception as error:
-            if self.next.cancelled():  # it broke while it was being closed
-                raise
-            failure = (
-                error if isinstance(error, EndpointError) else CutError(name, f"{type(error).__name__}: {error}")
-            )
-            failure.__cause__ = error.__cause__ if failure is error else error
-            self._tell(failure)
-        except asyncio.CancelledError:
-            self._tell(CutError(name, "it was cancelled"))
-            raise
-        else:
-            self.index += 1
-            self._tell(token)
-
-    def _tell(self, news: Token | Exception | None) -> None:
-        if self.next.done():
-            return
-        if isinstance(news, Exception):
-            self.next.set_exception(news)
-        else:
-            self.next.set_result(news)
-
-    def _ring(self) -> None:
-        self._alarm = None
-        if not self.next.done():
-            if self._loop.time() < self._patience:
-                self._alarm = self._loop.call_at(self._patience, self._ring)
-            else:
-                self._tell(StalledError(self.endpoint.name, f"sent nothing for {self.stall_s:g} s"))
-
-    @property
-    def charged(self) -> int:
-        """Tokens it made so far, those that are still on their way included."""
-        return self.made + ahead(self.endpoint, self._tokens)
-
-    @property
-    def read(self) -> int | None:
-        """Tokens of its prefix that the endpoint has read; None where it does not tell."""
-        told = getattr(self.endpoint, "read", None)
-        return told(self._tokens) if told else None
-
-    async def close(self) -> None:
-        """Cancel what it does; returns once the endpoint has confirmed that it stopped."""
-        if self._alarm:
-            self._alarm.cancel()
-        self.next.cancel()
-        self._asking.cancel()
-        await asyncio.wait([self._asking])
-        await self._tokens.aclose()
-        if not self._asking.cancelled():
-            self._asking.result()
+from disco_core.work import Work
 
 
 class Machine:
@@ -131,14 +46,14 @@ class Machine:
         self._began_s, self._worked_s = [0.0, 0.0], [0.0, 0.0]  # of each end: its last start, all work before that
         self._generated: list[Token] = []
         self._failed: set[End] = set()
-        self._works: list[_Work] = []
+        self._works: list[Work] = []
         self._closing: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
         """From the request to DONE, or FAILED with a StreamError."""
         try:
             starts = {end: delay for end, delay in zip(End, self.delays, strict=True) if math.isfinite(delay)}
-            work: _Work | None = await self._race(starts, {})
+            work: Work | None = await self._race(starts, {})
             while work is not None:
                 work = await self._stream(work)
             self.record.complete = True
@@ -155,7 +70,7 @@ class Machine:
         if self._closing:
             await asyncio.wait(self._closing)
 
-    async def _race(self, starts: dict[End, float], running: dict[End, _Work]) -> _Work:
+    async def _race(self, starts: dict[End, float], running: dict[End, Work]) -> Work:
         """RACE: each end starts at its time unless another answered before; the first token wins."""
         while True:
             now = asyncio.get_running_loop().time()  # on its scale: a difference of times is rounded
@@ -195,7 +110,7 @@ class Machine:
             else:
                 record.refusals.append(refusal)
 
-    async def _stream(self, work: _Work) -> _Work | None:
+    async def _stream(self, work: Work) -> Work | None:
         """STREAM: tokens of one end until the answer is complete (None), the rule moves it, or the end fails."""
         while True:
             try:
@@ -293,7 +208,7 @@ class Machine:
             return f"{end.name}: prompt and answer need {whole} tokens of context, it has {end.context}"
         return None
 
-    async def _hand_over(self, source: _Work, reason: str | None) -> _Work:
+    async def _hand_over(self, source: Work, reason: str | None) -> Work:
         """HANDOVER: the other end continues exactly where this one stopped."""
         target = End(1 - source.end)
         refusal = self._refusal(target)
@@ -307,7 +222,7 @@ class Machine:
         work = self._begin(target, failover=reason is not None)
         return work if reason else await self._awaited(work, source.end)
 
-    async def _awaited(self, work: _Work, source: End) -> _Work:
+    async def _awaited(self, work: Work, source: End) -> Work:
         """The target; or, where the rule asks the source for more meanwhile, whichever comes first."""
         while self.rule is not None and not work.next.done() and self._refusal(source) is None:
             at = self.rule.ask_again_s(self._seen(work.end))
@@ -318,7 +233,7 @@ class Machine:
             await self._first_of([work.next], at)
         return work
 
-    def _begin(self, end: End, *, failover: bool = False) -> _Work:
+    def _begin(self, end: End, *, failover: bool = False) -> Work:
         endpoint, record = self.ends[end], self.record
         generated = tuple(
             # ids mean something to ends of one vocabulary only; the others read the text again
@@ -333,7 +248,7 @@ class Machine:
         record.prefill[end] += charged
         record.failover_prefill[end] += charged * failover
         record.started[end] |= not generated and not failover
-        work = _Work(end, endpoint, prefix, self.stall_s)
+        work = Work(end, endpoint, prefix, self.stall_s)
         self._began_s[end] = self._now()
         self._works.append(work)
         return work
@@ -345,14 +260,14 @@ class Machine:
             return len(generated)
         return endpoint.count("".join(token.text for token in generated))
 
-    def _fail(self, work: _Work, failure: BaseException) -> None:
+    def _fail(self, work: Work, failure: BaseException) -> None:
         if not isinstance(failure, EndpointError):
             raise failure
         self._failed.add(work.end)
         self.record.failures.append(failure)
         self._stop(work)
 
-    def _lose(self, losers: list[_Work]) -> None:
+    def _lose(self, losers: list[Work]) -> None:
         for work in losers:
             rule = self.rule
             if not work.next.done() and rule is not None and rule.keeps_loser and rule.target in (None, work.end):
@@ -360,11 +275,11 @@ class Machine:
             else:
                 self._prefilled(work)
 
-    def _keep(self, work: _Work) -> None:
+    def _keep(self, work: Work) -> None:
         """Let it read its prompt to the end, whatever comes of it."""
         work.next.add_done_callback(partial(self._prefilled, work))
 
-    def _prefilled(self, work: _Work, _: object = None) -> None:
+    def _prefilled(self, work: Work, _: object = None) -> None:
         """The loser's end: a token of the winner's own instant, or one that ends a kept prefill, is not charged."""
         if work not in self._works:
             return
@@ -376,14 +291,14 @@ class Machine:
             work.made -= work.next.result() is not None
         self._stop(work)
 
-    def _stop(self, work: _Work) -> None:
+    def _stop(self, work: Work) -> None:
         """Cancel in the background: the reader does not wait for it, the end of the run does."""
         if work in self._works:
             self._works.remove(work)
             self._worked_s[work.end] += self._now() - self._began_s[work.end]
             self._closing.append(asyncio.create_task(self._confirmed(work)))
 
-    async def _confirmed(self, work: _Work) -> None:
+    async def _confirmed(self, work: Work) -> None:
         """The end of a piece of work, and its charge: what it made until it had really stopped."""
         closing = asyncio.create_task(work.close())
         try:

@@ -164,7 +164,8 @@ def test_a_folder_that_cannot_be_made_is_one_error(tmp_path):
 def test_every_policy_has_one_colour():
     assert figures.colour("DiSCo-D") == figures.colour("DiSCo-S") == figures.colour("DiSCo")
     assert figures.colour("Stoch-S+") == figures.colour("Stoch-D+") != figures.colour("Stoch-D")
-    assert len(set(figures.POLICIES.values())) == len(figures.POLICIES)
+    assert figures.colour("cloud only") == figures.colour("server only")  # P/D-Device's word for it
+    assert len(set(figures.POLICIES.values())) == len(figures.POLICIES) - 1
     with pytest.raises(InputError, match="no colour for policy 'Disco'"):
         figures.colour("Disco")
 
@@ -210,3 +211,11 @@ def test_a_gallery_of_nothing_or_of_a_broken_file_is_an_error(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"x\.json is not the provenance"):
         gallery.gallery(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stem", "notebook"),
+    [("pd_device_live", "pd_device"), ("dispatch_d4", "dispatch"), ("chat", "chat"), ("none_such", "none")],
+)
+def test_an_exhibit_knows_the_notebook_that_made_it(stem, notebook):
+    assert provenance._notebook(stem) == ROOT / "notebooks" / f"{notebook}.ipynb"

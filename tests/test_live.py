@@ -17,6 +17,7 @@ import pytest
 import disco_core as dc
 from disco_core.artifact import live, model, scenario, session, traces
 from disco_core.artifact.files import ROOT
+from disco_core.artifact.pd_session import PDSettings, long_prompts
 
 
 @pytest.mark.parametrize(
@@ -152,3 +153,34 @@ def test_stopped_in_the_middle_it_leaves_no_server_and_no_file(tmp_path, stop):
     if stop == signal.SIGINT:
         assert process.returncode == 130
         assert told == "interrupted; no measurement was kept\n"
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        ({"rho": 0}, "rho"),
+        ({"tpot_limit_s": 0}, "tpot_limit_s"),
+        ({"shortest": 20}, "from 64 to"),
+        ({"shortest": 300, "longest": 200}, "from 64 to"),
+        ({"longest": 1000}, "from 64 to"),
+        ({"prompts": 1.5}, "prompts"),
+        ({"service": "gpt-5"}, "gpt-4o-mini"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_a_mistyped_setting_of_pd_device_is_named(bad, word):
+    with pytest.raises(dc.InputError, match=word):
+        PDSettings(**bad)
+
+
+def test_a_long_prompt_is_as_long_as_asked_for_and_ends_with_its_question():
+    for pieces, wanted in zip(long_prompts(4, 80, 640), (80, 160, 320, 640), strict=True):
+        text = "".join(piece for piece, _ in pieces)
+        assert wanted <= model.count_tokens(text) <= wanted + 128
+        assert [stays for _, stays in pieces] == [True, False, True]
+        assert text == model.build(text.removeprefix("<|im_start|>user\n").split("<|im_end|>")[0])
+
+
+def test_pd_device_has_no_other_server(tmp_path, capsys):
+    assert live.main(["pd", "--server", "openai:x", "--out", str(tmp_path / "pd")]) == 2
+    assert "for live only" in capsys.readouterr().err

@@ -79,9 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("what", nargs="?", default="live", choices=["live", "pd"], help="DiSCo's, or P/D-Device's")
     parser.add_argument("--out", type=Path, help="folder of the tables (default: build/measured/<what>)")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter answers: a minute, not fifteen")
-    parser.add_argument("--server", default="local", help="local, or openai:<model> (default: %(default)s)")
+    parser.add_argument("--server", help="local, or openai:<model>; for live only (default: local)")
     options = parser.parse_args(argv)
-    settings: Asked = Settings(server=options.server) if options.what == "live" else PDSettings()
+    if options.what != "live" and options.server is not None:
+        raise InputError(f"--server is for live only: {options.what} needs the local one")
+    settings: Asked = Settings(server=options.server or "local") if options.what == "live" else PDSettings()
     if options.quick:
         settings = settings.quick()
     folder = options.out or default_folder(settings)

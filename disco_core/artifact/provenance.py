@@ -38,7 +38,7 @@ def record(
     `data` are the files the numbers come from; by default every committed table, and with a public source the list
     of pinned files. `measured` is the file of what was measured here: the exhibit's date is its day.
     """
-    notebook = ROOT / "notebooks" / f"{stem.split('_')[0]}.ipynb"
+    notebook = _notebook(stem)
     files = _tables(source) if data is None else [ROOT / one for one in data]
     files = sorted({*files, *([ROOT / measured] if measured else [])})
     chosen = {name: _plain(value) for name, value in sorted(parameters.items())}
@@ -91,6 +91,13 @@ def machine() -> dict[str, Any]:
         "memory_gib": None if memory is None else round(memory, 1),
         "system": f"{platform.system()} {platform.machine()}",
     }
+
+
+def _notebook(stem: str) -> Path:
+    """The notebook whose name begins an exhibit's stem, the longest of several; it need not exist."""
+    words = stem.split("_")
+    paths = [ROOT / "notebooks" / f"{'_'.join(words[:n])}.ipynb" for n in range(len(words), 0, -1)]
+    return next((path for path in paths if path.exists()), paths[-1])
 
 
 def _cpu() -> str:

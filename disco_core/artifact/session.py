@@ -164,7 +164,7 @@ def device_profile(pairs: pd.DataFrame, rates: pd.DataFrame) -> DeviceProfile:
 
 
 def decode_rate(end: str, rates: pd.DataFrame) -> float:
-    """Tokens per second of one end alone."""
+    """Tokens per second of one end, under what it was measured."""
     return float(1 / rates.loc[rates["end"] == end, "gap_s"].median())
 
 

@@ -1,1 +1,1 @@
-"""The two neighbours of DiSCo, built from the rooms above."""
+"""DiSCo's neighbours: other systems of two ends, made of the same modules."""

@@ -1,6 +1,6 @@
 """Refinement of a prompt while the cloud prefills it: the tokens that say least are left out for the device.
 
-P/D-Device (arXiv 2508.09035) refines the prompt from data the cloud already has; how it scores tokens is not known.
+P/D-Device (arXiv 2508.09035) refines the prompt from data the cloud already has; we do not know how it scores tokens.
 Here a token's score is its self-information under the cloud's model, and the share rho with the highest scores is
 kept in order. Symbols: l prompt length, rho the share kept.
 """

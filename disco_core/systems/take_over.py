@@ -2,7 +2,8 @@
 
 The cloud's tokens are let out at an even pace that ends with the device's first token. How long the device will still
 read is looked at anew for every token; a device that is late slows the pace down, to no more than the limit s, and if
-that does not do, the cloud is asked for more before the reader has to wait. Symbols as in `pd_device`.
+that does not do, the cloud is asked for more before the reader has to wait. Slowing down, asking again and the spare
+time are our reconstruction of its speed controller. Symbols as in `pd_device`.
 """
 
 import math
