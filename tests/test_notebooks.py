@@ -159,7 +159,7 @@ def test_pd_device_answers_as_soon_as_the_cloud_and_loses_no_token(tmp_path):
         assert answer.released_s.is_monotonic_increasing
         assert (answer.generated_s <= answer.released_s + 1e-6).all()
     both = asked[asked.policy != "device only"]
-    assert np.allclose(both.ttft_s, both.held_s, atol=0.5)
+    assert (both.ttft_s <= both.held_s + 1.0).all()  # with the cloud's, or sooner
     assert verdicts(tmp_path).keys() == {"P1", "P2", "P3"}
     cells = pd.read_csv(tmp_path / "pd_device_lengths.csv")
     assert len(cells) == 4 * 4 * 8 * 4
