@@ -174,13 +174,15 @@ def test_a_device_that_reuses_goes_on_from_where_its_prefill_was_cancelled(devic
     whole = asyncio.run(collect(device, prefix(LONG, head, 4)))
 
     async def go(again):
-        first = asyncio.ensure_future(anext(again.generate(prefix(LONG, max_tokens=50))))
-        while again.read < 4 * BATCH:
+        tokens = again.generate(prefix(LONG, max_tokens=50))
+        assert again.read(tokens) is None
+        first = asyncio.ensure_future(anext(tokens))
+        while (again.read(tokens) or 0) < 4 * BATCH:
             await asyncio.sleep(0.01)
         first.cancel()
         await asyncio.wait([first])
-        kept = again.read
-        assert again.confirmed == kept < again.count(LONG)
+        assert again.read(tokens) is None
+        assert 4 * BATCH <= again.confirmed < again.count(LONG)
         continued = await collect(again, prefix(LONG, head, 4))
         told = again.confirmed
         other, _ = await collect(again, prefix(GARDEN, max_tokens=6))

@@ -322,7 +322,7 @@ def test_the_prompt_is_built_with_one_token_per_mark() -> None:
     marks = model.count_tokens("<|im_start|>") + model.count_tokens("<|im_end|>")
     assert marks == 2
     assert model.build("a {b}").endswith("a {b}<|im_end|>\n<|im_start|>assistant\n")
-    assert model.count_tokens(model.build("Hello")) == model.count_tokens(model.build("")) + 1
+    assert model.count_tokens(model.build("Hello")) == model.count_tokens(model.TEMPLATE.format(prompt="")) + 1
 
 
 def test_a_missing_model_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
