@@ -26,7 +26,7 @@ FETCHED := $(if $(filter public,$(TRACES)),build/traces/.complete)
 STEMS := endpoints traces dispatch migration live pd_device chat
 EXECUTED := $(STEMS:%=$(B)/notebooks/%.ipynb)
 CODE := $(filter-out %/measure.py,$(wildcard disco_core/*.py disco_core/systems/*.py disco_core/artifact/*.py disco_core/artifact/*.mplstyle))
-STREAMS := $(addprefix disco_core/,dispatch.py migration.py machine.py work.py stream.py artifact/scenario.py) $(wildcard disco_core/endpoints/*.py)
+STREAMS := $(addprefix disco_core/,dispatch.py migration.py machine.py work.py stream.py artifact/scenario.py artifact/answers.py) $(wildcard disco_core/endpoints/*.py)
 TABLES := $(wildcard data/*.csv)
 SET := quick=$(if $(QUICK),True,False) source=$(TRACES) out=$(F)
 
@@ -131,7 +131,7 @@ $(LIVE): disco_core/artifact/session.py $(STREAMS) data/prompts.csv $(PACKAGES) 
 	@echo "Running two live ends on this machine$(if $(QUICK),, (about a quarter of an hour; leave it to itself meanwhile))"
 	@$(PY) -m disco_core.artifact.live $(if $(QUICK),--quick) --out $(@D)
 
-$(PD): disco_core/artifact/pd_session.py disco_core/artifact/session.py $(STREAMS) $(wildcard disco_core/systems/*.py) data/prompts.csv $(PACKAGES) | $(SETUP)
+$(PD): disco_core/artifact/pd_session.py $(STREAMS) $(wildcard disco_core/systems/*.py) data/prompts.csv $(PACKAGES) | $(SETUP)
 	@echo "Running P/D-Device on them$(if $(QUICK),, (some minutes more))"
 	@$(PY) -m disco_core.artifact.live pd $(if $(QUICK),--quick) --out $(@D)
 

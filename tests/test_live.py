@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import disco_core as dc
-from disco_core.artifact import live, model, scenario, session, traces
+from disco_core.artifact import answers, live, model, scenario, session, traces
 from disco_core.artifact.files import ROOT
 from disco_core.artifact.pd_session import PDSettings, long_prompts
 
@@ -103,15 +103,26 @@ def test_behind_a_last_hop_the_later_of_the_two_counts():
     assert ttft.mean == pytest.approx(np.mean(brute), rel=0.01)
 
 
+@pytest.mark.parametrize("n", [1, 7, 60, 112])
+def test_prompts_that_are_asked_have_lengths_like_all(n):
+    lengths = [model.count_tokens(built) for built in scenario.prompts(48).built]
+    asked = session.spread(lengths, n)
+    assert asked == sorted(set(asked))
+    assert len(asked) == n
+    quartiles = np.quantile(lengths, [0.25, 0.5, 0.75])
+    apart = np.abs(np.quantile([lengths[k] for k in asked], [0.25, 0.5, 0.75]) - quartiles)
+    assert n < 60 or apart.max() <= 1
+
+
 def test_work_runs_also_where_a_loop_is_running():
     async def work():
         await asyncio.sleep(0)
         return {}
 
     async def notebook():
-        return session.run_beside(work())
+        return answers.run_beside(work())
 
-    assert asyncio.run(notebook()) == session.run_beside(work()) == {}
+    assert asyncio.run(notebook()) == answers.run_beside(work()) == {}
 
 
 def marked(mark):

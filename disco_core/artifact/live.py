@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from disco_core.artifact.answers import Tables
 from disco_core.artifact.commands import command
 from disco_core.artifact.figures import write_together
 from disco_core.artifact.files import BUILD, ROOT
 from disco_core.artifact.pd_session import PDSettings
-from disco_core.artifact.session import Settings, Tables
+from disco_core.artifact.session import Settings
 from disco_core.errors import ArtifactError, InputError
 
 Asked = Settings | PDSettings

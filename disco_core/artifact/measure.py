@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llama_cpp import Llama
 
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024)
-QUICK_LENGTHS = (8, 32, 128, 256)
+QUICK_LENGTHS = (8, 32, 96, 192)
 COLUMNS = ["prompt_tokens", "repeat", "token", "generated_s"]
 DEVICE_CSV = BUILD / "measured" / "device.csv"
 
@@ -87,7 +87,7 @@ def device_measurements(measurements: Path | str = "", *, quick: bool = False) -
 
 
 def _measure(path: Path, *, quick: bool) -> pd.DataFrame:
-    found = measure_device(QUICK_LENGTHS, repeats=3, decode_tokens=32) if quick else measure_device()
+    found = measure_device(QUICK_LENGTHS, repeats=2, decode_tokens=16) if quick else measure_device()
     write_atomic(path, found.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
     return found
 

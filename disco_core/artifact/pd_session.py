@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from disco_core import checks
 from disco_core.artifact import model, traces
+from disco_core.artifact.answers import Tables, decode_rate, device_profile, outcome, run_beside, seen, timed_answer
 from disco_core.artifact.scenario import CONTEXT, cost_model, ends, output_lengths
-from disco_core.artifact.session import Tables, decode_rate, device_profile, outcome, run_beside, seen, timed_answer
 from disco_core.cost import Constraint
 from disco_core.dispatch import DispatchPlan, plan_device_only, plan_server_constrained, plan_server_only
 from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, ahead, whole

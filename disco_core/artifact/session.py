@@ -11,8 +11,7 @@ Poisson clients; the device is the same model in this process, one thread. Five 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -23,6 +22,7 @@ from tqdm import tqdm
 
 from disco_core import checks
 from disco_core.artifact import traces
+from disco_core.artifact.answers import Tables, decode_rate, device_profile, outcome, run_beside, seen, timed_answer
 from disco_core.artifact.scenario import (
     CONTEXT,
     behind_last_hop,
@@ -34,18 +34,16 @@ from disco_core.artifact.scenario import (
     prompts,
 )
 from disco_core.cost import Constraint, End
-from disco_core.delivery import READING_RATE, quality_of_experience, time_between_tokens
+from disco_core.delivery import READING_RATE
 from disco_core.dispatch import DispatchPlan, plan_device_only, plan_server_only
-from disco_core.endpoints.base import Endpoint, Prefix, Token, whole
+from disco_core.endpoints.base import Endpoint, Token, whole
 from disco_core.endpoints.last_hop import LastHop
 from disco_core.errors import InputError, StreamError
 from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.migration import MigrationRule
-from disco_core.record import Record, StreamedToken
+from disco_core.record import Record
 from disco_core.stream import stream
 
-Tables = dict[str, pd.DataFrame]
-CHARGES = ["server_prefill", "server_decode", "device_prefill", "device_decode"]  # a ledger's order
 PACES = (READING_RATE, 10.0, 20.0)  # the faster the reader, the later the hand-over: seams at several places
 BACKGROUND_TOKENS = (8, 48)  # an answer to a background request has from, up to
 RATE_TRIALS, RATE_TOKENS = 6, 24  # answers, and tokens of each, that an end's decode rate is taken from
@@ -60,7 +58,7 @@ class Settings:
     budget       b
     calibration  pairs that plans are made from, and
     pairs        those that are replayed, mixed in time
-    prompts      prompts asked under every policy
+    prompts      prompts asked under every policy, spread over all lengths: plans are made for all of them
     longest      tokens of the longest prompt, as built: the server's own prefill is to be a small part of its TTFT
     max_tokens   of an answer
     load         share of the server's decoding, as measured alone, that background requests take
@@ -128,7 +126,7 @@ class Settings:
 
     def quick(self) -> "Settings":
         """The same in small."""
-        few = {"calibration": 16, "pairs": 16, "prompts": 4, "max_tokens": 12, "seams": 3}
+        few = {"calibration": 12, "pairs": 12, "prompts": 3, "max_tokens": 12, "seams": 3}
         return replace(self, **{name: min(n, getattr(self, name)) for name, n in few.items()})
 
     def measure(self) -> Tables:
@@ -137,35 +135,10 @@ class Settings:
             return run_beside(_Session(self, server, device).run())
 
 
-def run_beside(work: Coroutine[Any, Any, Tables]) -> Tables:
-    """The result of the work, also in a notebook, whose own event loop is running: then in a thread beside it."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    loop = asyncio.new_event_loop()
-
-    def beside() -> Tables:
-        with asyncio.Runner(loop_factory=lambda: loop) as runner:
-            return runner.run(work)
-
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(beside)
-        try:
-            return done.result()
-        except KeyboardInterrupt:
-            loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
-            raise
-
-
-def device_profile(pairs: pd.DataFrame, rates: pd.DataFrame) -> DeviceProfile:
-    """The device as pairs and rates show it."""
-    return DeviceProfile.fit(pairs["prompt_tokens"], pairs["device_s"], decode_rate("device", rates))
-
-
-def decode_rate(end: str, rates: pd.DataFrame) -> float:
-    """Tokens per second of one end, under what it was measured."""
-    return float(1 / rates.loc[rates["end"] == end, "gap_s"].median())
+def spread(lengths: Sequence[int], n: int) -> list[int]:
+    """Which n prompts have lengths like all: at equal steps from the shortest to the longest, in their own order."""
+    steps = np.linspace(0, len(lengths) - 1, n).round().astype(int)
+    return [int(k) for k in np.sort(np.argsort(lengths, kind="stable")[steps])]
 
 
 class _Session:
@@ -230,18 +203,18 @@ class _Session:
     ) -> AsyncIterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
         """Every prompt under every policy, in an order that turns with the prompt."""
         s, hop = self.settings, self.service.ttft
-        lengths = [self.device.count(built) for built in self.built]  # also of those that are not asked
+        lengths = [self.device.count(built) for built in self.built]
         settings = {"raw": TTFTDistribution(own_s)}
         if self.local:
             settings["last hop"] = behind_last_hop(hop, own_s)
         for setting, ttft in settings.items():
             policies = plans(lengths, ttft, s.budget)
             rules = {constraint: self._rule(constraint, ttft, device) for constraint in Constraint}
-            for k in range(s.prompts):
-                server = LastHop(self.server, hop, s.seed, k) if setting == "last hop" else self.server
-                for policy in np.roll(list(policies), k):
+            for request, k in enumerate(spread(lengths, s.prompts)):
+                server = LastHop(self.server, hop, s.seed, request) if setting == "last hop" else self.server
+                for policy in np.roll(list(policies), request):
                     plan, moves = policies[policy]
-                    row = {"setting": setting, "policy": str(policy), "request": k, "prompt": self.ids[k]}
+                    row = {"setting": setting, "policy": str(policy), "request": request, "prompt": self.ids[k]}
                     row["held_s"] = server.held_s() if isinstance(server, LastHop) else 0.0
                     yield await self._request(row, self.built[k], plan, moves and rules[moves], server)
                     self.bar.update()
@@ -339,47 +312,3 @@ class _Session:
             due = loop.time() + 0.01
             await asyncio.sleep(0.01)
             self.lag_s = max(self.lag_s, loop.time() - due)
-
-
-def outcome(record: Record) -> dict[str, Any]:
-    """An answer in a row: charges, TTFT, hand-over, delays, pace, quality, failures."""
-    charges = dict[str, Any]()
-    for end in End:
-        name = end.name.lower()
-        charges[f"{name}_started"] = record.started[end]
-        charges |= {f"{name}_prefill": record.prefill[end], f"{name}_decode": record.decode[end]}
-    at, tokens = record.migrated_at, record.tokens
-    released = [token.released_s for token in tokens]
-    gaps = time_between_tokens(released) if tokens else np.empty(0)
-    return charges | {
-        "ttft_s": record.ttft_s,
-        "winner": None if record.winner is None else record.winner.name.lower(),
-        "tokens": len(tokens),
-        "migrated_at": at,
-        "takeover_s": tokens[at].generated_s - tokens[at - 1].generated_s if 0 < at < len(tokens) else None,
-        "delay_num": record.delay_num,
-        "tbt_p99_s": np.quantile(gaps, 0.99, method="inverted_cdf") if gaps.size else None,
-        "qoe": quality_of_experience(released) if tokens else None,
-        "refusals": "; ".join(record.refusals),
-        "failures": "; ".join(map(str, record.failures)),
-    }
-
-
-def seen(token: StreamedToken) -> dict[str, Any]:
-    """A token in a row."""
-    return {
-        "token": token.index,
-        "source": token.source.name.lower(),
-        "id": token.id,
-        "text": token.text,
-        "generated_s": token.generated_s,
-        "released_s": token.released_s,
-    }
-
-
-async def timed_answer(end: Endpoint, prompt: str, n: int, begun: Sequence[Token] = ()) -> list[tuple[Token, float]]:
-    """What one end answers, or goes on with, up to n tokens in all; each with seconds since the request."""
-    loop = asyncio.get_running_loop()
-    start = loop.time()
-    async with aclosing(end.generate(Prefix(prompt, tuple(begun), n - len(begun)))) as tokens:
-        return [(token, loop.time() - start) async for token in tokens]
