@@ -1,8 +1,8 @@
 """Figures: one style, one colour per policy, and one `save` that writes an exhibit with its provenance.
 
 An exhibit is five files of one stem: .svg .pdf .png, the .csv of its numbers and the .json of where they come
-from. All five are made before the first is put in place; those of a simulated exhibit are the same bytes at
-every run.
+from; a table is also .md and .tex. All are made before the first is put in place; those of a simulated exhibit are
+the same bytes at every run.
 """
 
 import io
@@ -76,8 +76,9 @@ def save(
     out: str | Path = FIGURES,
     data: Iterable[str | Path] | None = None,
     measured: str | Path | None = None,
+    also: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write one exhibit to `out` (relative to the project's root) and return its five paths.
+    """Write one exhibit to `out` (relative to the project's root) and return its paths.
 
     stem        lower-case, starts with the stem of its notebook: `dispatch`, `dispatch_tail`
     numbers     what the figure shows, one row a point; floats are written with 6 significant digits
@@ -87,6 +88,7 @@ def save(
     parameters  of the notebook
     data        the files behind it, for the digest; by default every committed table
     measured    the file of what was measured on this machine
+    also        texts of more files of the stem, by suffix
 
     Raises InputError for a bad stem, kind or empty numbers; ArtifactError, with the earlier files whole,
     where the exhibit cannot be written.
@@ -103,14 +105,29 @@ def save(
     files = {f"{stem}.{suffix}": _render(fig, suffix) for suffix in FORMATS}
     files[f"{stem}.csv"] = numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
     files[f"{stem}.json"] = (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
+    files |= {f"{stem}.{suffix}": text.encode() for suffix, text in (also or {}).items()}
     return write_together(ROOT / out, files)
+
+
+def save_table(
+    table: pd.DataFrame, stem: str, *, width: float = PAGE_IN, digits: int = 3, **about: Any
+) -> list[Path]:
+    """`save` for a table: drawn `width` inches wide, and as Markdown and LaTeX (booktabs) to cite; numbers with
+    `digits` significant digits. What it is about is told as to `save`.
+    """
+    fig = table_figure(table, width=width, digits=digits)
+    shown = pd.DataFrame(_cells(table, digits), columns=list(map(str, table.columns)))
+    sides = ["right" if pd.api.types.is_numeric_dtype(table[name]) else "left" for name in table.columns]
+    markdown = shown.to_markdown(index=False, disable_numparse=True, colalign=sides) + "\n"
+    latex = shown.to_latex(index=False, escape=True, column_format="".join(side[0] for side in sides))
+    return save(fig, stem, table, also={"md": markdown, "tex": latex}, **about)
 
 
 def table_figure(table: pd.DataFrame, *, width: float = PAGE_IN, digits: int = 3) -> Figure:
     """A table drawn as a figure, `width` inches wide; numbers with `digits` significant digits."""
     if table.empty:
         raise InputError("a table figure needs at least one row")
-    cells = [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]
+    cells = _cells(table, digits)
     names = [str(name) for name in table.columns]
     widths = [max(len(row[k]) for row in [names, *cells]) + 2 for k in range(len(names))]
     with mpl.rc_context(_style()):
@@ -167,6 +184,10 @@ def _render(fig: Figure, suffix: str) -> bytes:
 
 def _style() -> Any:  # matplotlib types the keys one by one
     return dict(**mpl.rc_params_from_file(STYLE, use_default_template=False))
+
+
+def _cells(table: pd.DataFrame, digits: int) -> list[list[str]]:
+    return [[_cell(value, digits) for value in row] for row in table.itertuples(index=False)]
 
 
 def _cell(value: Any, digits: int) -> str:
