@@ -23,9 +23,9 @@ LIVE := build$(if $(QUICK),/quick)/measured/live/requests.csv
 PD := build$(if $(QUICK),/quick)/measured/pd/requests.csv
 FETCHED := $(if $(filter public,$(TRACES)),build/traces/.complete)
 
-STEMS := endpoints traces dispatch migration live pd_device chat
+STEMS := endpoints traces dispatch migration live pd_device chat summary
 EXECUTED := $(STEMS:%=$(B)/notebooks/%.ipynb)
-CODE := $(filter-out %/measure.py,$(wildcard disco_core/*.py disco_core/systems/*.py disco_core/artifact/*.py disco_core/artifact/*.mplstyle))
+CODE := $(filter-out %/measure.py %/gallery.py %/report.py,$(wildcard disco_core/*.py disco_core/systems/*.py disco_core/artifact/*.py disco_core/artifact/*.mplstyle))
 STREAMS := $(addprefix disco_core/,dispatch.py migration.py machine.py work.py stream.py artifact/scenario.py artifact/answers.py) $(wildcard disco_core/endpoints/*.py)
 TABLES := $(wildcard data/*.csv)
 SET := quick=$(if $(QUICK),True,False) source=$(TRACES) out=$(F)
@@ -37,7 +37,7 @@ rendered = $(foreach one,$(shell cat $(B)/notebooks/$1.exhibits 2>/dev/null),$(i
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SUFFIXES:
-.PHONY: help setup reproduce quick results claims test lint bench data lab lock clean clean-all force
+.PHONY: help setup reproduce quick results report claims test lint bench data lab lock clean clean-all force
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,8 +50,11 @@ reproduce: ## every figure, table and verdict into figures/; TRACES=public: from
 quick: ## the same in small, everything under build/quick/
 	@$(MAKE) --no-print-directory QUICK=1 results
 
+report: $(SETUP) ## every claim and exhibit of figures/ on one page, build/report.html
+	@$(REPORT)
+
 claims: $(SETUP) ## the verdicts in figures/, without computing anything
-	@$(PY) -m disco_core.artifact.claims $(F)
+	@$(PY) -m disco_core.artifact.claims_table $(F)
 
 test: $(SETUP) ## the tests; ARGS="-k claims" passes options on
 	$(PY) -m pytest $(ARGS)
@@ -116,9 +119,9 @@ comma := ,
 
 # --- measure, compute, judge -------------------------------------------------------------------------------------
 
-results: $(EXECUTED) $(F)/README.md
+results: $(EXECUTED) $(F)/README.md $(B)/report.html
 	@echo
-	@$(PY) -m disco_core.artifact.claims $(if $(QUICK),--quick) $(F) \
+	@$(PY) -m disco_core.artifact.claims_table $(if $(QUICK),--quick) $(if $(filter figures,$(F)),--readme) $(F) \
 		&& echo "The exhibits are in $(F)/ (see $(F)/README.md)." \
 		|| { echo "The exhibits are in $(F)/, but see the last line of the table." >&2; exit 1; }
 
@@ -151,8 +154,16 @@ $(EXECUTED): $(B)/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) $(TABLES) $(FETCH
 		$(addprefix measurements=,$(patsubst %/,%,$(dir $(filter $(LIVE) $(PD),$^)))) >/dev/null
 	@ls -d $(F)/$*.* $(F)/$*_* 2>/dev/null >$(B)/notebooks/$*.exhibits || true
 
-$(F)/README.md: $(EXECUTED)
+$(F)/README.md: $(EXECUTED) disco_core/artifact/gallery.py
 	@$(PY) -m disco_core.artifact.gallery $(F)
+
+# The whole, so it comes last.
+$(B)/notebooks/summary.ipynb: $(filter-out %/summary.ipynb,$(EXECUTED))
+
+REPORT = $(PY) -m disco_core.artifact.report $(F) --executed $(B)/notebooks --out $(B)/report.html
+
+$(B)/report.html: $(F)/README.md disco_core/artifact/report.py disco_core/artifact/report.html.jinja
+	@$(REPORT)
 
 ifeq ($(and $(filter 1,$(words $(TRACES))),$(filter tables public,$(TRACES))),)
 $(error TRACES=$(TRACES) is not known; it is tables (the committed tables) or public (the public series))

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from disco_core.artifact import claims
+from disco_core.artifact import claims, claims_table
 from disco_core.errors import ArtifactError, InputError
 
 HEAD = "id,source,mark,statement,kind,paper,tolerance,rule,expected,exhibit\n"
@@ -89,12 +89,13 @@ def test_the_table_shows_what_is_missing_and_what_is_not_as_expected(decide, tab
     decide("B1", 30)
     decide("B2", 40)
     decide("L1", 1)
-    text = claims.table(tmp_path / "figures", table)
-    lines = {line.split()[0]: line for line in text.splitlines() if line}
-    assert "DIFFERS (expected PASS)" in lines["L1"]
-    assert "DIFFERS (expected" not in lines["B2"]
-    assert "MISSING (expected PASS)" in lines["T1"]
-    assert "NOT TESTED" in lines["T10"]
+    shown = claims_table.lines(tmp_path / "figures", table)
+    text = claims_table.text(shown)
+    rows = {line.split()[0]: line for line in text.splitlines() if line}
+    assert "DIFFERS (expected PASS)" in rows["L1"]
+    assert "DIFFERS (expected" not in rows["B2"]
+    assert "MISSING (expected PASS)" in rows["T1"]
+    assert "NOT TESTED" in rows["T10"]
     assert "T10: needs three judges and their keys" in text
     assert text.endswith("6 claims: 1 PASS, 2 DIFFERS, 1 NOT TESTED, 2 MISSING; not as expected: L1, M1, T1")
     assert max(map(len, text.splitlines())) <= 110
@@ -103,15 +104,25 @@ def test_the_table_shows_what_is_missing_and_what_is_not_as_expected(decide, tab
 def test_the_command_fails_until_every_verdict_is_the_expected_one(decide, table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(claims, "TABLE", table)
     folder = str(tmp_path / "figures")
-    assert claims.main([folder]) == 1
+    assert claims_table.main([folder]) == 1
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "dispatch.json").write_text("{}")
     for id, ours in (("B1", 30), ("B2", 40), ("L1", 70), ("M1", 1), ("T1", [1] * 6)):
         decide(id, ours)
-    assert claims.main([folder]) == 0
+    assert claims_table.main([folder]) == 0
     assert "every verdict is the expected one" in capsys.readouterr().out
     claims.not_tested("B1", "a key", stem="dispatch", out=folder, table=table)
-    assert claims.main([folder]) == 1
+    assert claims_table.main([folder]) == 1
     with pytest.raises(InputError, match="say what is missing"):
         claims.not_tested("T10", " ", stem="dispatch", out=folder, table=table)
+
+
+def test_an_exhibit_that_nobody_renders_is_told(decide, table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claims, "TABLE", table)
+    for id, ours in (("B1", 30), ("B2", 40), ("L1", 70), ("M1", 1), ("T1", [1] * 6)):
+        decide(id, ours)
+    assert claims_table.main([str(tmp_path / "figures")]) == 1
+    assert "is called 'dispatch' (B1, B2, L1, M1, T1)" in capsys.readouterr().out
 
 
 def test_in_small_only_what_was_measured_may_come_out_otherwise(decide, table, tmp_path, monkeypatch, capsys):
@@ -121,11 +132,11 @@ def test_in_small_only_what_was_measured_may_come_out_otherwise(decide, table, t
         decide(id, ours)
     for kind, code in (("simulated", 1), ("measured", 0)):
         (folder / "dispatch.json").write_text(json.dumps({"kind": kind}))
-        assert claims.main([str(folder), "--quick"]) == code
-        assert claims.main([str(folder)]) == 1
+        assert claims_table.main([str(folder), "--quick"]) == code
+        assert claims_table.main([str(folder)]) == 1
     assert "too few answers were measured to decide L1" in capsys.readouterr().out
     claims.not_tested("B1", "a key", stem="dispatch", out=folder, table=table)
-    assert claims.main([str(folder), "--quick"]) == 1
+    assert claims_table.main([str(folder), "--quick"]) == 1
 
 
 def test_an_id_in_two_files_or_unknown_to_the_table_is_an_error(decide, table, tmp_path, monkeypatch, capsys):
@@ -133,14 +144,14 @@ def test_an_id_in_two_files_or_unknown_to_the_table_is_an_error(decide, table, t
     decide("B1", 30)
     decide("B1", 30, stem="traces")
     with pytest.raises(ArtifactError, match=r"B1 .*dispatch\.claims\.json and in traces\.claims\.json"):
-        claims.table(tmp_path / "figures")
-    assert claims.main([str(tmp_path / "figures")]) == 1
+        claims_table.lines(tmp_path / "figures")
+    assert claims_table.main([str(tmp_path / "figures")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     (tmp_path / "figures" / "traces.claims.json").write_text(
         '[{"id": "X", "verdict": "PASS", "ours": null, "reason": ""}]'
     )
     with pytest.raises(ArtifactError, match=r"traces\.claims\.json judges 'X'"):
-        claims.table(tmp_path / "figures")
+        claims_table.lines(tmp_path / "figures")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +189,7 @@ def test_a_bad_row_of_the_table_is_named(tmp_path, row, told):
 
 def test_a_missing_table_is_told_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(claims, "TABLE", tmp_path / "none.csv")
-    assert claims.main([str(tmp_path)]) == 1
+    assert claims_table.main([str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 

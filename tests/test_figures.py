@@ -1,9 +1,11 @@
 """An exhibit is five whole files or the five earlier ones; a simulated one is the same bytes at every run."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 
 import matplotlib as mpl
 import numpy as np
@@ -47,6 +49,20 @@ def test_an_exhibit_is_five_files(tmp_path):
     )
 
 
+def test_a_table_is_also_text_to_cite(tmp_path):
+    table = pd.DataFrame({"pair_%": ["a & b", "c|d"], "cut": [12.3456, -0.5], "n": [3, 4]})
+    given = {"caption": "A table.", "kind": "simulated", "source": "committed tables", "parameters": {}, "out": tmp_path}
+    paths = figures.save_table(table, "try_table", **given)
+    assert {path.suffix for path in paths} == SUFFIXES | {".md", ".tex"}
+    markdown, latex = ((tmp_path / f"try_table.{suffix}").read_text() for suffix in ("md", "tex"))
+    assert [cell.strip() for cell in markdown.splitlines()[2].strip("|").split("|")] == ["a & b", "12.3", "3"]
+    assert r"c\|d" in markdown
+    assert r"a \& b & 12.3 & 3 \\" in latex
+    assert r"\begin{tabular}{lrr}" in latex
+    assert r"pair\_\%" in latex
+    assert r"\toprule" in latex
+
+
 def test_a_simulated_exhibit_is_the_same_bytes_also_in_another_process_and_under_other_settings(tmp_path):
     save(tmp_path / "here")
     with mpl.rc_context({"svg.hashsalt": None, "svg.fonttype": "none", "savefig.dpi": 50}):
@@ -87,7 +103,7 @@ def test_a_measured_exhibit_names_the_machine_and_the_day(tmp_path):
     assert found["date"] == "1971-01-01"
     assert found["machine"]["cores"] >= 1
     assert found["machine"]["cpu"]
-    assert found["data"] == ["device.csv"]
+    assert found["data"] == {"device.csv": hashlib.sha256(measured.read_bytes()).hexdigest()}
     with pytest.raises(ArtifactError, match=r"none\.csv"):
         save(tmp_path, kind="measured", measured=tmp_path / "none.csv")
 
@@ -198,6 +214,7 @@ def test_the_gallery_shows_every_exhibit(tmp_path, capsys):
     assert "![try_one](try_one.svg)" in text
     assert "Simulated, from committed tables. [svg](try_one.svg)" in text
     assert "Measured on " in text
+    assert f"> disco-core {metadata.version('disco-core')}, exhibit `try_one`, sha256:" in text
     gallery.gallery(tmp_path)
     assert (tmp_path / "README.md").read_text() == text
     (tmp_path / "try_one.pdf").unlink()

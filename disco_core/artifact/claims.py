@@ -1,7 +1,7 @@
 """Claims and their verdicts: the rule is committed before the number, and decides without a human.
 
 `data/claims.csv` lists every claim; a notebook calls `check` or `not_tested` once per claim; its verdicts
-stand in `figures/<stem>.claims.json`. `python -m disco_core.artifact.claims figures` prints the table.
+stand in `figures/<stem>.claims.json`. `claims_table` shows them all.
 
     band      the median of our values lies in [low - tolerance, high + tolerance]
     at least  it is at least paper - tolerance
@@ -11,15 +11,10 @@ stand in `figures/<stem>.claims.json`. `python -m disco_core.artifact.claims fig
 Verdicts: PASS; DIFFERS, tested and came out otherwise, also where it came out better; NOT TESTED.
 """
 
-import argparse
 import csv
 import json
 import math
 import re
-import shutil
-import sys
-import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +22,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from disco_core.artifact.commands import command
 from disco_core.artifact.files import DATA, FIGURES, ROOT, write_atomic
 from disco_core.errors import ArtifactError, InputError
 
@@ -256,82 +250,3 @@ def verdicts(directory: str | Path = FIGURES, table: Path | None = None) -> dict
                 "reason": claim.rule if expected_so else f"no verdict in {directory}",
             }
     return {id: found[id] for id in claims}
-
-
-def table(directory: str | Path = FIGURES, claims: Path | None = None, width: int = 110) -> str:
-    """The claims table as text: claim, paper, ours, verdict and, where it differs, the expected one."""
-    found, listed = verdicts(directory, claims), load(claims)
-    rows: list[tuple[str, ...]] = [("id", "mark", "claim", "paper", "ours", "verdict")]
-    rows += [_row(claim, found[id]) for id, claim in listed.items()]
-    fixed = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    last = max(len(row[5]) for row in rows)
-    room = max(width - sum(fixed) - last - 10, 40)
-    widths = [*fixed, room * 42 // 100, room * 22 // 100, room - room * 42 // 100 - room * 22 // 100, last]
-    lines = [line for row in rows for line in _wrapped(row, widths)]
-    lines.insert(1, "  ".join("-" * one for one in widths))
-    reasons = dict.fromkeys(one["reason"] for one in found.values() if one["reason"])
-    notes = [f"{', '.join(id for id, one in found.items() if one['reason'] == why)}: {why}" for why in reasons]
-    wrapped = [textwrap.fill(note, width, subsequent_indent="    ") for note in notes]
-    return "\n".join([*lines, "", *wrapped, "", _count(listed, found)])
-
-
-def _row(claim: Claim, verdict: Verdict) -> tuple[str, ...]:
-    ours = verdict["ours"]["text"] if verdict["ours"] else "-"
-    shown = verdict["verdict"] + ("" if verdict["verdict"] == claim.expected else f" (expected {claim.expected})")
-    paper = claim.paper or "-"
-    if claim.kind != "trend" and claim.tolerance > 0:
-        paper += f" ± {claim.tolerance:g}"
-    return claim.id, claim.mark, claim.statement, paper, ours, shown
-
-
-def _wrapped(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    columns = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, widths, strict=True)]
-    height = max(map(len, columns))
-    padded = [column + [""] * (height - len(column)) for column in columns]
-    lines = zip(*padded, strict=True)
-    return ["  ".join(f"{cell:{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-
-
-def _count(listed: dict[str, Claim], found: dict[str, Verdict]) -> str:
-    all_of = [one["verdict"] for one in found.values()]
-    parts = [f"{all_of.count(kind)} {kind}" for kind in (PASS, DIFFERS, NOT_TESTED, MISSING) if kind in all_of]
-    off = _unexpected(listed, found)
-    return f"{len(all_of)} claims: {', '.join(parts)}; " + (
-        f"not as expected: {', '.join(off)}" if off else "every verdict is the expected one"
-    )
-
-
-def _unexpected(listed: dict[str, Claim], found: dict[str, Verdict]) -> list[str]:
-    return [id for id, claim in listed.items() if found[id]["verdict"] != claim.expected]
-
-
-def _measured(directory: str | Path, claim: Claim) -> bool:
-    try:
-        return bool(json.loads((ROOT / directory / f"{claim.exhibit}.json").read_text())["kind"] == "measured")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-@command("nothing was changed")
-def main(argv: list[str] | None = None) -> int:
-    """Print the table of a directory; 1 where a verdict is not the expected one or is missing."""
-    parser = argparse.ArgumentParser(prog="python -m disco_core.artifact.claims", description=main.__doc__)
-    parser.add_argument("directory", nargs="?", default="figures", help="folder of the claims files")
-    told = "of a run in small: do not fail where too few answers were measured to decide"
-    parser.add_argument("--quick", action="store_true", help=told)
-    options = parser.parse_args(argv)
-    print(table(options.directory, width=min(max(shutil.get_terminal_size((110, 24)).columns, 80), 160)))
-    listed, found = load(), verdicts(options.directory)
-    off = _unexpected(listed, found)
-    if options.quick:
-        few = [
-            id for id in off if found[id]["verdict"] in (PASS, DIFFERS) and _measured(options.directory, listed[id])
-        ]
-        if few:
-            print(f"In small, too few answers were measured to decide {', '.join(few)}.")
-        off = [id for id in off if id not in few]
-    return 1 if off else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -110,33 +110,40 @@ def save(
 
 
 def save_table(
-    table: pd.DataFrame, stem: str, *, width: float = PAGE_IN, digits: int = 3, **about: Any
+    table: pd.DataFrame,
+    stem: str,
+    *,
+    numbers: pd.DataFrame | None = None,
+    width: float = PAGE_IN,
+    digits: int = 3,
+    **about: Any,
 ) -> list[Path]:
     """`save` for a table: drawn `width` inches wide, and as Markdown and LaTeX (booktabs) to cite; numbers with
-    `digits` significant digits. What it is about is told as to `save`.
+    `digits` significant digits. The csv holds `numbers`, by default those shown. The rest is told as to `save`.
     """
     fig = table_figure(table, width=width, digits=digits)
     shown = pd.DataFrame(_cells(table, digits), columns=list(map(str, table.columns)))
     sides = ["right" if pd.api.types.is_numeric_dtype(table[name]) else "left" for name in table.columns]
-    markdown = shown.to_markdown(index=False, disable_numparse=True, colalign=sides) + "\n"
+    barred = shown.map(lambda text: text.replace("|", r"\|"))
+    markdown = barred.to_markdown(index=False, disable_numparse=True, colalign=sides) + "\n"
     latex = shown.to_latex(index=False, escape=True, column_format="".join(side[0] for side in sides))
-    return save(fig, stem, table, also={"md": markdown, "tex": latex}, **about)
+    return save(fig, stem, table if numbers is None else numbers, also={"md": markdown, "tex": latex}, **about)
 
 
 def table_figure(table: pd.DataFrame, *, width: float = PAGE_IN, digits: int = 3) -> Figure:
     """A table drawn as a figure, `width` inches wide; numbers with `digits` significant digits."""
     if table.empty:
         raise InputError("a table figure needs at least one row")
-    cells = _cells(table, digits)
+    rows = _cells(table, digits)
     names = [str(name) for name in table.columns]
-    widths = [max(len(row[k]) for row in [names, *cells]) + 2 for k in range(len(names))]
+    widths = [max(len(row[k]) for row in [names, *rows]) + 2 for k in range(len(names))]
     with mpl.rc_context(_style()):
-        fig = Figure(figsize=(width, 0.19 * (len(cells) + 1) + 0.08))
+        fig = Figure(figsize=(width, 0.19 * (len(rows) + 1) + 0.08))
         fig.set_layout_engine("none")
         axes = fig.add_axes((0.0, 0.0, 1.0, 1.0))
         axes.set_axis_off()
         drawn = axes.table(
-            cells,
+            rows,
             colLabels=names,
             colWidths=[w / sum(widths) for w in widths],
             loc="center",

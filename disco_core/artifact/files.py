@@ -11,6 +11,12 @@ DATA = ROOT / "data"
 FIGURES = ROOT / "figures"
 BUILD = ROOT / "build"
 
+# The notebooks whose exhibits the report and the index show, as one would read them.
+READING_ORDER = (
+    *("summary", "traces", "endpoints", "dispatch", "migration", "live", "pd_device", "quality", "qoe"),
+    *("arrivals", "prediction", "sensitivity", "costs", "overhead", "chat"),
+)
+
 
 def write_atomic(path: Path | str, content: bytes | str) -> Path:
     """Write a file so that a reader sees the old content or the new, never a part.

@@ -6,57 +6,76 @@ python -m disco_core.artifact.gallery figures
 import argparse
 import json
 import sys
+from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from disco_core.artifact.commands import command
 from disco_core.artifact.files import FIGURES, ROOT, write_atomic
+from disco_core.artifact.provenance import changed
 from disco_core.errors import ArtifactError
 
-_SUFFIXES = ("svg", "pdf", "png", "csv")
+_SUFFIXES, _TABLES = ("svg", "pdf", "png", "csv"), ("md", "tex")
 _HEAD = """# Figures
 
-Every exhibit is one stem: the picture as .svg, .pdf and .png, its numbers as .csv, and as .json where they
-come from (notebook, parameters, data, a digest of them all). *Simulated* exhibits, and those
+Every exhibit is one stem: the picture as .svg, .pdf and .png, its numbers as .csv (tables also as .md and .tex),
+and as .json where they come from (notebook, parameters, data, a digest of them all). *Simulated* exhibits, and those
 *computed* from data alone, are the same bytes on every run; *measured* ones hold what one machine did, and name it.
 
-To cite a figure, name the project (see CITATION.cff), the stem and the digest of its .json. Figures are under
+To cite one, take the line below it; CITATION.cff has the entries for the project and the paper. Figures are under
 CC BY 4.0 (LICENSE-figures): use them, and say where they are from.
 
 This page is written by `make reproduce`.
 """
 
 
-def gallery(directory: str | Path = FIGURES) -> Path:
-    """Write `directory/README.md`, one section per exhibit in the order of their stems, and return its path.
+def exhibits(directory: str | Path = FIGURES) -> list[dict[str, Any]]:
+    """The provenance of every exhibit, in the order of their stems; `files` lists its suffixes.
 
-    Raises ArtifactError where there is no exhibit, or one has lost a file.
+    Raises ArtifactError where there is no exhibit, one has lost a file, or its data have changed since.
     """
     folder = ROOT / directory
     paths = sorted(path for path in folder.glob("*.json") if not path.name.endswith(".claims.json"))
     if not paths:
         raise ArtifactError(f"no exhibit in {directory}; run `make reproduce` first")
-    return write_atomic(folder / "README.md", "\n".join([_HEAD, *map(_section, paths)]))
+    return [_read(path) for path in paths]
 
 
-def _section(path: Path) -> str:
-    found = _read(path)
-    stem = path.stem
-    for suffix in _SUFFIXES:
-        if not path.with_suffix(f".{suffix}").exists():
-            raise ArtifactError(f"exhibit {stem} has no {stem}.{suffix}; run its notebook again")
-    links = " · ".join(f"[{suffix}]({stem}.{suffix})" for suffix in (*_SUFFIXES, "json"))
+def gallery(directory: str | Path = FIGURES) -> Path:
+    """Write `directory/README.md`, one section per exhibit, and return its path. ArtifactError as `exhibits`."""
+    return write_atomic(ROOT / directory / "README.md", "\n".join([_HEAD, *map(_section, exhibits(directory))]))
+
+
+def citation(found: Mapping[str, Any]) -> str:
+    """How to cite an exhibit."""
+    paper = "Jin et al. (2025)" if str(found["stem"]).startswith("pd_device") else "Sun, Wang and Lai (2025)"
+    digest = str(found["digest"])[: len("sha256:") + 12]
+    return f"disco-core {metadata.version('disco-core')}, exhibit `{found['stem']}`, {digest}; after {paper}."
+
+
+def origin(found: Mapping[str, Any]) -> str:
+    """What kind of numbers an exhibit shows, from where, and who measured them."""
+    by = f", by `{found['notebook']}`" if found["notebook"] else ""
+    return f"{_kind(found)}, from {found['source']}{by}."
+
+
+def _section(found: dict[str, Any]) -> str:
+    stem = found["stem"]
+    links = " · ".join(f"[{suffix}]({stem}.{suffix})" for suffix in found["files"])
     return f"""## {stem}
 
 ![{stem}]({stem}.svg)
 
 {found["caption"]}
 
-{_kind(found)}, from {found["source"]}{_notebook(found)}. {links}
+{origin(found)} {links}
+
+> {citation(found)}
 """
 
 
-def _kind(found: dict[str, Any]) -> str:
+def _kind(found: Mapping[str, Any]) -> str:
     if found["kind"] != "measured":
         return str(found["kind"]).capitalize()
     its = found["machine"]
@@ -64,16 +83,23 @@ def _kind(found: dict[str, Any]) -> str:
     return f"Measured on {its['cpu']}, {its['cores']} cores{memory}, on {found['date']}"
 
 
-def _notebook(found: dict[str, Any]) -> str:
-    return f", by `{found['notebook']}`" if found["notebook"] else ""
-
-
 def _read(path: Path) -> dict[str, Any]:
+    found = _provenance(path)
+    for suffix in _SUFFIXES:
+        if not path.with_suffix(f".{suffix}").exists():
+            raise ArtifactError(f"exhibit {path.stem} has no {path.stem}.{suffix}; run its notebook again")
+    if older := changed(found):
+        raise ArtifactError(f"exhibit {path.stem} is older than {', '.join(older)}; run `make reproduce`")
+    also = [suffix for suffix in _TABLES if path.with_suffix(f".{suffix}").exists()]
+    return found | {"files": [*_SUFFIXES, *also, "json"]}
+
+
+def _provenance(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        needed = {"stem", "kind", "caption", "source", "notebook"}
+        needed = {"stem", "kind", "caption", "source", "notebook", "digest", "data", "parameters", "packages"}
         needed |= {"machine", "date"} if found["kind"] == "measured" else set()
-        if needed <= found.keys():
+        if needed <= found.keys() and isinstance(found["data"], dict):
             return dict(found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass

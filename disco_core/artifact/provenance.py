@@ -49,7 +49,7 @@ def record(
         "source": source,
         "notebook": notebook.relative_to(ROOT).as_posix() if notebook.exists() else None,
         "parameters": chosen,
-        "data": sorted(_portable(path) for path in files),
+        "data": {_portable(path): _sha256(path) for path in files},
         "digest": digest(notebook, files, chosen),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
     }
@@ -78,6 +78,12 @@ def digest(notebook: Path, files: Iterable[Path], parameters: Mapping[str, Any])
     return f"sha256:{total.hexdigest()}"
 
 
+def changed(found: Mapping[str, Any]) -> list[str]:
+    """The data files of an exhibit that are not what they were when it was rendered; one that is gone is not told."""
+    paths = {name: ROOT / name for name in found["data"]}
+    return [name for name, path in paths.items() if path.is_file() and _sha256(path) != found["data"][name]]
+
+
 def machine() -> dict[str, Any]:
     """This machine: CPU model, cores this process may use, memory in GiB, system."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -98,6 +104,13 @@ def _notebook(stem: str) -> Path:
     words = stem.split("_")
     paths = [ROOT / "notebooks" / f"{'_'.join(words[:n])}.ipynb" for n in range(len(words), 0, -1)]
     return next((path for path in paths if path.exists()), paths[-1])
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ArtifactError(f"cannot read {path} for the provenance: {error.strerror}") from None
 
 
 def _cpu() -> str:

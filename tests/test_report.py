@@ -1,0 +1,140 @@
+"""The report: one page that needs nothing else, says what the exhibits say, and refuses what is not whole."""
+
+import json
+import re
+import shutil
+from html import escape
+from pathlib import Path
+
+import pytest
+
+from disco_core.artifact import claims, claims_table, gallery, report
+from disco_core.artifact.files import FIGURES, READING_ORDER, ROOT
+from disco_core.errors import ArtifactError
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The report of the committed exhibits."""
+    return report.report(out=tmp_path_factory.mktemp("report") / "report.html")
+
+
+def test_the_page_needs_nothing_else(page):
+    text = page.read_text()
+    assert not re.findall(r"<(?:script|link|iframe|object|embed)\b", text)
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in re.findall(r'src="([^"]{1,40})', text))
+    assert not re.findall(r"@import|url\(", text.split("</style>")[0])
+    targets = re.findall(r'href="([^"]+)"', text)
+    assert {target[1:] for target in targets if target.startswith("#")} <= set(re.findall(r'id="([^"]+)"', text))
+    assert all(target.startswith(("#", "https://")) for target in targets)
+
+
+def test_every_claim_and_exhibit_is_in_it_with_its_caption_and_parameters(page):
+    text = page.read_text()
+    for one in claims_table.lines():
+        assert f'id="claim-{one.id}"' in text
+        assert text.index(f'id="claim-{one.id}"') < text.index("<nav")
+    found = gallery.exhibits()
+    for one in found:
+        article = text[text.index(f'<article id="{one["stem"]}"') :].split("</article>")[0]
+        for said in (one["caption"], one["digest"], gallery.citation(one), *map(str, one["parameters"])):
+            assert str(escape(said, quote=False)) in article.replace("&#39;", "'").replace("&#34;", '"')
+        assert "<img" in article or "<table" in article
+    chapters = re.findall(r'<section id="of-(\w+)"', text)
+    assert chapters == [name for name in READING_ORDER if name in chapters]
+    assert set(chapters) == {Path(one["notebook"]).stem for one in found}
+
+
+def test_every_exhibit_is_told_by_its_notebook():
+    source = {path.stem: report._notebook(path) for path in (ROOT / "notebooks").glob("*.ipynb")}
+    for one in gallery.exhibits():
+        at, _ = report._told(source[Path(one["notebook"]).stem], one["stem"])
+        assert at < len(source[Path(one["notebook"]).stem]), one["stem"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the exhibits of one notebook, and their claims."""
+    for path in FIGURES.glob("dispatch*"):
+        shutil.copy(path, tmp_path)
+    return tmp_path
+
+
+def test_an_exhibit_that_a_claim_names_must_be_there(folder, capsys):
+    for path in folder.glob("dispatch_d4.*"):
+        path.unlink()
+    with pytest.raises(ArtifactError, match=r"'dispatch_d4' \(D4\)"):
+        report.report(folder, folder / "report.html", folder)
+    assert report.main([str(folder), "--out", str(folder / "report.html")]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (folder / "report.html").exists()
+
+
+def test_an_exhibit_older_than_its_data_is_refused(folder):
+    path = folder / "dispatch_d4.json"
+    found = json.loads(path.read_text())
+    found["data"]["data/phones.csv"] = "0" * 64
+    path.write_text(json.dumps(found))
+    with pytest.raises(ArtifactError, match=r"dispatch_d4 is older than data/phones\.csv; run `make reproduce`"):
+        report.report(folder, folder / "report.html", folder)
+
+
+def test_text_of_others_is_text(folder):
+    path = folder / "dispatch_d4.json"
+    found = json.loads(path.read_text()) | {"caption": "a < b & <b>c</b>"}
+    path.write_text(json.dumps(found))
+    text = report.report(folder, folder / "report.html", folder).read_text()
+    assert "a &lt; b &amp; &lt;b&gt;c&lt;/b&gt;" in text
+    assert "<b>c</b>" not in text
+
+
+def test_the_readme_has_the_verdicts_of_the_committed_exhibits():
+    readme = (ROOT / "README.md").read_text()
+    assert claims_table.markdown(claims_table.lines()) in readme, "run make reproduce"
+
+
+def test_the_table_is_written_between_its_marks(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("before\n<!-- claims: x -->\nold\n<!-- end of claims -->\nafter\n")
+    shown = claims_table.lines()
+    claims_table.write_readme(shown, path)
+    text = path.read_text()
+    assert text.startswith("before\n<!-- claims: x -->\n")
+    assert text.endswith("<!-- end of claims -->\nafter\n")
+    assert "old" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == 1 + len(claims.load())
+    assert len({row.replace(r"\|", "").count("|") for row in rows}) == 1
+    claims_table.write_readme(shown, path)
+    assert path.read_text() == text
+    path.write_text("no marks")
+    with pytest.raises(ArtifactError, match="no block"):
+        claims_table.write_readme(shown, path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
+def test_a_browser_shows_it_light_dark_and_narrow(page):
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
+        grounds = {}
+        for scheme, width in (("light", 1200), ("dark", 1200), ("light", 380)):
+            shown = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900}, offline=True)
+            told = []
+            shown.on("console", lambda message: told.append(message.text) if message.type == "error" else None)
+            shown.on("pageerror", lambda error: told.append(str(error)))
+            shown.on("request", lambda one: told.append(one.url) if not one.url.startswith(("file:", "data:")) else None)
+            shown.goto(page.as_uri())
+            assert shown.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+            assert shown.evaluate("document.images.length") > 20
+            assert shown.evaluate("document.documentElement.scrollWidth") <= width
+            grounds[scheme] = shown.evaluate("getComputedStyle(document.body).backgroundColor")
+            assert told == []
+            shown.close()
+        browser.close()
+    assert grounds["light"] != grounds["dark"]
