@@ -28,17 +28,19 @@ COLUMN_IN, PAGE_IN = 3.33, 7.0  # widths of a column and of a page of a two-colu
 FORMATS = ("svg", "pdf", "png")
 STYLE = Path(__file__).with_name("disco.mplstyle")
 
-POLICIES = {
-    "server only": "#949494",
-    "device only": "#ca9161",
-    "Stoch": "#de8f05",
-    "Stoch+": "#cc78bc",  # the kinder reading: the cheap end always
-    "DiSCo": "#0173b2",
-    "cloud only": "#949494",
-    "P/D-Device": "#029e73",
-    "P/D-Device, refined": "#5fc9a5",
+# colour, dash and marker of a policy: told apart by the colour-blind, and in grey
+POLICIES: dict[str, tuple[str, Any, str]] = {
+    "server only": ("#949494", "-.", "s"),
+    "device only": ("#ca9161", (0, (6, 2)), "D"),
+    "Stoch": ("#de8f05", "--", "v"),
+    "Stoch+": ("#cc78bc", ":", "^"),  # the kinder reading: the cheap end always
+    "DiSCo": ("#0173b2", "-", "o"),
+    "cloud only": ("#949494", "-.", "s"),
+    "P/D-Device": ("#029e73", (0, (4, 1, 1, 1)), "P"),
+    "P/D-Device, refined": ("#5fc9a5", (0, (1, 2)), "X"),
 }
-SERIES = ("#0173b2", "#de8f05", "#029e73", "#cc78bc")  # of things that are no policies: services, devices
+SERIES = ("#0173b2", "#de8f05", "#029e73", "#cc78bc", "#ca9161", "#949494")  # of things that are no policies
+_DASHES = ("-", "--", ":", "-.", (0, (6, 2)), (0, (4, 1, 1, 1)))
 _METADATA: dict[str, dict[str, Any]] = {
     "svg": {"Date": None},
     "pdf": {"CreationDate": None, "ModDate": None},
@@ -52,16 +54,26 @@ def use_style() -> None:
 
 
 def colour(policy: str) -> str:
-    """The colour of a policy, the same in every figure; -S and -D variants share their policy's.
+    """The colour of a policy, the same in every figure. InputError as `line`."""
+    return str(line(policy)["color"])
 
-    Raises InputError on a policy without one.
+
+def line(policy: str, *, marker: bool = False) -> dict[str, Any]:
+    """How a policy's line is drawn in every figure: colour, dash and, if asked for, marker.
+
+    -S and -D variants share their policy's. Raises InputError on a policy without one.
     """
     found = POLICIES.get(re.sub(r"-[SD](\+?)$", r"\1", policy))
     if found is None:
         raise InputError(
             f"no colour for policy {policy!r}; there are {', '.join(POLICIES)}, with -S or -D or without"
         )
-    return found
+    return {"color": found[0], "linestyle": found[1]} | ({"marker": found[2]} if marker else {})
+
+
+def series(k: int) -> dict[str, Any]:
+    """How the k-th of several things that are no policies is drawn: services, devices."""
+    return {"color": SERIES[k % len(SERIES)], "linestyle": _DASHES[k % len(_DASHES)]}
 
 
 def save(
