@@ -51,7 +51,13 @@ def test_an_exhibit_is_five_files(tmp_path):
 
 def test_a_table_is_also_text_to_cite(tmp_path):
     table = pd.DataFrame({"pair_%": ["a & b", "c|d"], "cut": [12.3456, -0.5], "n": [3, 4]})
-    given = {"caption": "A table.", "kind": "simulated", "source": "committed tables", "parameters": {}, "out": tmp_path}
+    given = {
+        "caption": "A table.",
+        "kind": "simulated",
+        "source": "committed tables",
+        "parameters": {},
+        "out": tmp_path,
+    }
     paths = figures.save_table(table, "try_table", **given)
     assert {path.suffix for path in paths} == SUFFIXES | {".md", ".tex"}
     markdown, latex = ((tmp_path / f"try_table.{suffix}").read_text() for suffix in ("md", "tex"))

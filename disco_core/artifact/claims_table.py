@@ -99,7 +99,9 @@ def _wrapped(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
     columns = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, widths, strict=True)]
     height = max(map(len, columns))
     padded = [column + [""] * (height - len(column)) for column in columns]
-    return ["  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in zip(*padded, strict=True)]
+    return [
+        "  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in zip(*padded, strict=True)
+    ]
 
 
 def markdown(shown: Sequence[Line], folder: str = "figures") -> str:
@@ -125,7 +127,9 @@ def write_readme(shown: Sequence[Line], readme: Path | None = None) -> Path:
 
 def lost(directory: str | Path, shown: Sequence[Line]) -> list[str]:
     """Exhibits that a tested claim names and nobody rendered, with the claims."""
-    missing = {one.exhibit for one in shown if _tested(one) and not (ROOT / directory / f"{one.exhibit}.json").exists()}
+    missing = {
+        one.exhibit for one in shown if _tested(one) and not (ROOT / directory / f"{one.exhibit}.json").exists()
+    }
     return [f"{name!r} ({', '.join(one.id for one in shown if one.exhibit == name)})" for name in sorted(missing)]
 
 
@@ -142,7 +146,7 @@ def _measured(directory: str | Path, exhibit: str) -> bool:
 
 @command("nothing was changed")
 def main(argv: list[str] | None = None) -> int:
-    """Print the table of a directory; 1 where a verdict is not the expected one, is missing, or has lost its exhibit."""
+    """Print the table of a directory; 1 where a verdict is not the expected one or missing, or its exhibit is."""
     parser = argparse.ArgumentParser(prog="python -m disco_core.artifact.claims_table", description=main.__doc__)
     parser.add_argument("directory", nargs="?", default="figures", help="folder of the claims files")
     told = "of a run in small: do not fail where too few answers were measured to decide"
@@ -160,7 +164,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"In small, too few answers were measured to decide {', '.join(one.id for one in few)}.")
         off = [one for one in off if one not in few]
     if missing := lost(options.directory, shown):
-        print(f"No exhibit in {options.directory} is called {', '.join(missing)}: correct data/claims.csv or render it.")
+        print(
+            f"No exhibit in {options.directory} is called {', '.join(missing)}: correct data/claims.csv or render it."
+        )
     return 1 if off or missing else 0
 
 

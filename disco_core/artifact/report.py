@@ -31,7 +31,9 @@ _LONGEST_TABLE = 60  # rows; a longer one is shown as its picture
 
 
 def report(
-    directory: str | Path = FIGURES, out: str | Path = BUILD / "report.html", executed: str | Path = BUILD / "notebooks"
+    directory: str | Path = FIGURES,
+    out: str | Path = BUILD / "report.html",
+    executed: str | Path = BUILD / "notebooks",
 ) -> Path:
     """Write the report of a directory of exhibits and return its path.
 
