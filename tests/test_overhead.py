@@ -85,7 +85,7 @@ def test_a_failed_run_leaves_the_earlier_measurements(tmp_path, monkeypatch, cap
 
 @pytest.mark.slow
 def test_the_notebook_judges_planning(tmp_path):
-    path = tmp_path / "overhead.csv"
+    path = tmp_path / "measured" / "overhead.csv"
     assert overhead.main(["--quick", "--out", str(path)]) == 0
     run("overhead", tmp_path, quick=True, out=str(tmp_path), measurements=str(path))
     found = {one["id"]: one for one in json.loads((tmp_path / "overhead.claims.json").read_text())}
