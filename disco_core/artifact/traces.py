@@ -36,6 +36,7 @@ _COLUMNS = {  # what each table is read for; the last column is never empty
     "output_tokens_as_parsed": ["dataset", "tokens", "count"],
     "devices": ["device", "model", "prefill_tok_per_s", "decode_tok_per_s"],
     "phones": ["device", "engine", "model", "prefill_mj_per_tok", "decode_mj_per_tok"],
+    "architectures": ["layers", "hidden", "kv_width", "mlp", "mlp_matrices", "vocab", "model", "origin"],
     "claims": ["id"],
 }
 

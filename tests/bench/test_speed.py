@@ -10,9 +10,9 @@ from contextlib import aclosing
 
 import numpy as np
 import pytest
-import transcription as plain
 
 import disco_core as dc
+from disco_core.artifact import transcription as plain
 from disco_core.endpoints.base import Prefix
 from disco_core.endpoints.replay import ReplayEndpoint
 

@@ -1,31 +1,34 @@
 """The paper's two dispatch algorithms written down line by line, as plain Python over plain lists.
 
 Each request of the planning window is one step, the distribution F is a sorted list. It is what the planner's
-speed is measured against, and a second opinion on its result.
+speed is measured against, and a second opinion on its result; nothing else uses it.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from math import ceil
 
 
-def make_f(samples):
-    """F as a sorted list."""
+def make_f(samples: Sequence[float]) -> list[float]:
+    """F as a sorted list of TTFTs in seconds."""
     return sorted(samples)
 
 
-def cdf(f, t):
+def cdf(f: Sequence[float], t: float) -> float:
+    """`F(t)`."""
     return bisect_right(f, t) / len(f)
 
 
-def inverse(f, q):
+def inverse(f: Sequence[float], q: float) -> float:
+    """`F^-1(q)`."""
     return f[max(ceil(q * len(f) - 1e-9) - 1, 0)]
 
 
-def device_constrained(lengths, f, b, alpha=0.05):
+def device_constrained(lengths: Sequence[int], f: Sequence[float], b: float, alpha: float = 0.05) -> dict[int, float]:
     """Wait per length: w_tail for all, then 0 from the shortest on while the budget lasts."""
     tail = inverse(f, 1 - min(alpha, b))
     mean = sum(lengths) / len(lengths)
-    p = {}
+    p: dict[int, float] = {}
     for l in lengths:
         p[l] = p.get(l, 0) + 1 / len(lengths)
     wait = dict.fromkeys(p, tail)
@@ -41,7 +44,7 @@ def device_constrained(lengths, f, b, alpha=0.05):
     return wait
 
 
-def server_constrained(lengths, b):
+def server_constrained(lengths: Sequence[int], b: float) -> int:
     """Threshold l_th: the shortest that keeps at least (1 - b) of all prompt tokens on the device."""
     total, kept, threshold = sum(lengths), 0, 0
     for l in sorted(lengths):

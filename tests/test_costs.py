@@ -1,0 +1,138 @@
+"""FLOPs against a transformer whose products are counted, scarcity against the cost model, the notebook's numbers."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import disco_core as dc
+from disco_core.artifact import claims, energy, traces
+from disco_core.artifact.run import run
+
+
+class Counter:
+    """Multiplies matrices and counts two FLOPs for each pair of numbers that meet."""
+
+    def __init__(self):
+        self.flops = 0
+
+    def times(self, left, right):
+        self.flops += 2 * left.shape[0] * left.shape[1] * right.shape[1]
+        return left @ right
+
+
+def next_token(model, heads, caches, written):
+    """FLOPs of one more token of a transformer with empty weights, which keeps keys and values of those before it."""
+    count, width = Counter(), model.hidden // heads
+    x = np.zeros((1, model.hidden))
+    for cache in caches:
+        query = count.times(x, np.zeros((model.hidden, model.hidden)))
+        cache.append([count.times(x, np.zeros((model.hidden, model.kv_width))) for _ in ("key", "value")])
+        keys, values = (np.concatenate(parts) for parts in zip(*cache, strict=True))
+        mixed = []
+        for head in range(heads):
+            group = head * model.kv_width // model.hidden  # heads that share keys and values
+            shared = slice(group * width, (group + 1) * width)
+            scores = count.times(query[:, head * width : (head + 1) * width], keys[:, shared].T)
+            mixed.append(count.times(scores, values[:, shared]))
+        x = count.times(np.concatenate(mixed, axis=1), np.zeros((model.hidden, model.hidden)))
+        inner = [count.times(x, np.zeros((model.hidden, model.mlp))) for _ in range(model.mlp_matrices - 1)]
+        x = count.times(inner[0], np.zeros((model.mlp, model.hidden)))
+    if written:
+        count.times(x, np.zeros((model.hidden, model.vocab)))
+    return count.flops
+
+
+@settings(max_examples=40)
+@given(
+    st.integers(1, 3), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.integers(1, 8),
+    st.sampled_from([2, 3]), st.integers(1, 40), st.integers(1, 6), st.integers(0, 6),
+)  # fmt: skip
+def test_flops_are_those_of_every_product(layers, groups, shared, mlp, matrices, vocab, prompt, answer):
+    heads, width = groups * shared, 2
+    model = energy.Architecture(layers, heads * width, groups * width, mlp, matrices, vocab)
+    caches = [[] for _ in range(layers)]
+    for n in range(1, prompt + answer + 1):
+        assert model.flops(n, written=n > prompt) == next_token(model, heads, caches, n > prompt)
+
+
+def test_the_table_holds_the_shapes_that_were_published():
+    table = traces.table("architectures").set_index("model")
+    models = energy.architectures()
+    assert set(traces.table("devices").model) | set(traces.table("phones").model) == set(models)
+    for name, model in models.items():
+        # the published counts have biases and norms on top, less than a thousandth
+        counted = model.block_weights + model.head_weights
+        assert counted < table.parameters[name] < 1.001 * counted
+
+
+def test_bad_contexts_are_named():
+    model = energy.architectures()["BLOOM-560M"]
+    for bad in (-1, float("nan"), "long"):
+        with pytest.raises(dc.InputError, match="context"):
+            model.flops(bad, written=False)
+
+
+def test_a_phone_s_row_is_two_kinds_of_token():
+    phones = traces.table("phones")
+    found = energy.phone_tokens(phones)
+    assert len(found) == 2 * len(phones)
+    assert found.joule.sum() == pytest.approx((phones.prefill_mj_per_tok + phones.decode_mj_per_tok).sum() / 1e3)
+    read, written = found[found.token == "read"], found[found.token == "written"]
+    model = energy.architectures()["llama3_2-1b"]
+    of_prompt = [float(model.flops(n, written=False)) for n in range(1, 65)]
+    one = read[(read.model == "llama3_2-1b") & (read.prompt_tokens == 64)].iloc[0]
+    assert one.gflop == pytest.approx(np.mean(of_prompt) / 1e9)
+    answers = [[float(model.flops(64 + n, written=True)) for n in range(1, N + 1)] for N in energy.ANSWERS]
+    two = written[(written.model == "llama3_2-1b") & (written.prompt_tokens == 64)].iloc[0]
+    assert two.gflop == pytest.approx(np.mean([np.mean(one) for one in answers]) / 1e9)
+    assert one.weights * 64 < two.weights < 1.24
+
+
+prices = st.floats(1e-9, 1e-3)
+joules = st.floats(1e-3, 10)
+
+
+@given(prices, prices, joules, joules, st.floats(1.001, 1e3))
+def test_an_end_is_scarce_beyond_its_rate_and_neither_in_between(price_in, price_out, read_j, written_j, beyond):
+    low, high = energy.scarce_rates(price_in, price_out, read_j, written_j)
+    assert low <= high * (1 + 1e-12)
+
+    def constraint(rate):
+        return dc.CostModel.from_energy(price_in, price_out, read_j, written_j, rate).constraint
+
+    assert constraint(low / beyond) is dc.Constraint.SERVER
+    assert constraint(high * beyond) is dc.Constraint.DEVICE
+    if high > 1.001 * low:
+        with pytest.raises(dc.ConstraintError):
+            constraint(np.sqrt(low * high))
+
+
+def test_bad_prices_and_energies_are_named():
+    good = {"price_in": 1e-6, "price_out": 1e-6, "read_j": 0.1, "written_j": 0.3}
+    for name, bad in [("price_in", -1), ("price_out", np.nan), ("read_j", 0), ("written_j", -0.1)]:
+        with pytest.raises(dc.InputError, match=name):
+            energy.scarce_rates(**(good | {name: bad}))
+
+
+@pytest.mark.slow
+def test_the_notebook_says_what_the_tables_say(tmp_path):
+    run("costs", tmp_path, quick=True, out=str(tmp_path))
+    assert len(pd.read_csv(tmp_path / "costs_fit.csv")) == 8
+    (verdict,) = json.loads((tmp_path / "costs.claims.json").read_text())
+    assert verdict["id"] == "D14"
+    own = []  # R² as the square of Pearson's r, which a line with an intercept makes it
+    for _, rows in energy.phone_tokens(traces.table("phones")).groupby(["device", "engine"]):
+        own.append(np.corrcoef(rows.gflop, rows.joule)[0, 1] ** 2)
+    assert verdict["ours"]["median"] == pytest.approx(np.median(own), rel=1e-5)
+    assert verdict["verdict"] == (claims.PASS if np.median(own) >= 0.9 else claims.DIFFERS)
+    ends = pd.read_csv(tmp_path / "costs_prices.csv").set_index("end")
+    assert ends["$/1M read"]["gpt-4o-mini"] == pytest.approx(0.15)
+    phones = traces.table("phones")
+    assert ends["mJ, written"]["median measured phone"] == pytest.approx(phones.decode_mj_per_tok.median(), rel=1e-5)
+    # a kilowatt-hour is 3.6 MJ: $0.15 buys a million tokens of 3.6 J each
+    read = ends["$/1M read"]["median measured phone"]
+    assert read == pytest.approx(0.15 * phones.prefill_mj_per_tok.median() / 3600, rel=1e-5)

@@ -1,0 +1,102 @@
+"""Times of planning: every work is timed at every size, what is read back is checked, an earlier file survives."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from disco_core.artifact import claims, overhead
+from disco_core.artifact.run import run
+from disco_core.errors import ArtifactError, InputError
+
+GOOD = """work,by,n,repeat,unit,value
+build F,disco-core,100000,0,s,0.004
+build F,disco-core,100000,0,bytes,1600000
+"""
+
+
+def test_every_work_is_timed_by_turns_and_the_large_ones_less_often(monkeypatch):
+    monkeypatch.setattr(overhead, "PAPER", 300)
+    found = overhead.measure_overhead([300, 3000], repeats=6)
+    assert list(found.columns) == overhead.COLUMNS
+    assert (found.value > 0).all()
+    times, peaks = found[found.unit == "s"], found[found.unit == "bytes"]
+    assert len(peaks) == 2 * 9
+    assert times.groupby(["work", "by", "n"]).size().to_dict() == {
+        (work.name, work.by, n): 6 if n == 300 else 2
+        for n in (300, 3000)
+        for work in overhead.works(n, np.random.default_rng(0))
+    }
+    # what is kept of n numbers needs at least their 8 bytes
+    kept = peaks[peaks.work == "build F"]
+    assert (kept.value >= 8 * kept.n).all()
+
+
+@pytest.mark.parametrize("bad", [{"sizes": [0]}, {"sizes": []}, {"sizes": [10, 1.5]}, {"repeats": 0}])
+def test_bad_sizes_are_named(bad):
+    with pytest.raises(InputError, match=next(iter(bad))):
+        overhead.measure_overhead(**bad)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "No columns"),
+        ("a,b\n1,2\n", "no column work"),
+        (GOOD.splitlines()[0] + "\n", "empty"),
+        (GOOD.replace("0.004", "quick"), "value"),
+        (GOOD.replace("0.004", ""), "nan"),
+        (GOOD.replace("0.004", "-1"), "-1"),
+        (GOOD.replace(",bytes,", ",s,"), "times and memory"),
+        (GOOD.replace("100000", "1000"), "100000 samples"),
+        ("\x00\xff" * 40, "overhead.csv"),
+    ],
+)
+def test_a_file_without_measurements_is_named(tmp_path, content, told):
+    path = tmp_path / "overhead.csv"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(ArtifactError, match=told) as error:
+        overhead.overhead_measurements(path)
+    assert "overhead.csv" in str(error.value)
+
+
+def test_measurements_are_read_back(tmp_path):
+    path = tmp_path / "overhead.csv"
+    path.write_text(GOOD)
+    found, rows = overhead.overhead_measurements(path)
+    assert (found, len(rows)) == (path, 2)
+    with pytest.raises(ArtifactError, match="does not hold"):
+        overhead.overhead_measurements(tmp_path / "none.csv")
+
+
+def test_a_failed_run_leaves_the_earlier_measurements(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "overhead.csv"
+    path.write_text(GOOD)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(overhead, "measure_overhead", interrupted)
+    assert overhead.main(["--out", str(path)]) == 130
+    assert path.read_text() == GOOD
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_notebook_judges_planning(tmp_path):
+    path = tmp_path / "measured" / "overhead.csv"
+    assert overhead.main(["--quick", "--out", str(path)]) == 0
+    run("overhead", tmp_path, quick=True, out=str(tmp_path), measurements=str(path))
+    found = {one["id"]: one for one in json.loads((tmp_path / "overhead.claims.json").read_text())}
+    assert found.keys() == {"D7", "D7a"}
+    assert {one["verdict"] for one in found.values()} <= {claims.PASS, claims.DIFFERS}  # of a machine under test
+    rows = pd.read_csv(path)
+    at = rows[(rows.unit == "s") & (rows.by == overhead.OURS) & (rows.n == overhead.PAPER)]
+    ours = 1e3 * at[at.work == "plan DiSCo-S"].value.median()
+    assert found["D7"]["ours"]["median"] == pytest.approx(ours, rel=1e-5)
+    together = at.pivot(index="repeat", columns="work", values="value")
+    together = 1e3 * (together["build F"] + together["plan DiSCo-D"]).median()
+    assert found["D7a"]["ours"]["median"] == pytest.approx(together, rel=1e-5)
+    for stem in ("overhead", "overhead_table", "overhead_memory"):
+        assert json.loads((tmp_path / f"{stem}.json").read_text())["kind"] == "measured"
