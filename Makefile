@@ -21,11 +21,13 @@ F := $(if $(filter build,$(B)),figures,$(B)/figures)
 MEASURED := build$(if $(QUICK),/quick)/measured/device.csv
 LIVE := build$(if $(QUICK),/quick)/measured/live/requests.csv
 PD := build$(if $(QUICK),/quick)/measured/pd/requests.csv
+QUALITY := build$(if $(QUICK),/quick)/measured/quality/requests.csv
+OVERHEAD := build$(if $(QUICK),/quick)/measured/overhead.csv
 FETCHED := $(if $(filter public,$(TRACES)),build/traces/.complete)
 
-STEMS := endpoints traces dispatch migration live pd_device chat summary
+STEMS := endpoints traces dispatch migration live pd_device quality qoe arrivals prediction sensitivity costs overhead chat summary
 EXECUTED := $(STEMS:%=$(B)/notebooks/%.ipynb)
-CODE := $(filter-out %/measure.py %/gallery.py %/report.py,$(wildcard disco_core/*.py disco_core/systems/*.py disco_core/artifact/*.py disco_core/artifact/*.mplstyle))
+CODE := $(filter-out %/measure.py %/overhead.py %/gallery.py %/report.py,$(wildcard disco_core/*.py disco_core/systems/*.py disco_core/artifact/*.py disco_core/artifact/*.mplstyle))
 STREAMS := $(addprefix disco_core/,dispatch.py migration.py machine.py work.py stream.py artifact/scenario.py artifact/answers.py) $(wildcard disco_core/endpoints/*.py)
 TABLES := $(wildcard data/*.csv)
 SET := quick=$(if $(QUICK),True,False) source=$(TRACES) out=$(F)
@@ -138,6 +140,14 @@ $(PD): disco_core/artifact/pd_session.py $(STREAMS) $(wildcard disco_core/system
 	@echo "Running P/D-Device on them$(if $(QUICK),, (some minutes more))"
 	@$(PY) -m disco_core.artifact.live pd $(if $(QUICK),--quick) --out $(@D)
 
+$(QUALITY): disco_core/artifact/quality_session.py disco_core/artifact/judge.py $(STREAMS) data/prompts.csv $(PACKAGES) | $(SETUP)
+	@echo "Letting them move answers as text$(if $(QUICK),, (some minutes more))"
+	@$(PY) -m disco_core.artifact.live quality $(if $(QUICK),--quick) --out $(@D)
+
+$(OVERHEAD): $(addprefix disco_core/,latency.py workload.py dispatch.py migration.py simulate.py artifact/overhead.py artifact/transcription.py) $(PACKAGES) | $(SETUP)
+	@echo "Timing plans and decisions on this machine"
+	@$(PY) -m disco_core.artifact.overhead $(if $(QUICK),--quick) --out $@
+
 build/traces/.complete: disco_core/artifact/registry.txt $(PACKAGES) | $(SETUP)
 	@$(PY) -m disco_core.artifact.traces
 	@touch $@
@@ -146,12 +156,14 @@ build/traces/.complete: disco_core/artifact/registry.txt $(PACKAGES) | $(SETUP)
 $(B)/notebooks/endpoints.ipynb $(B)/notebooks/dispatch.ipynb: $(MEASURED)
 $(B)/notebooks/migration.ipynb $(B)/notebooks/live.ipynb: $(LIVE)
 $(B)/notebooks/pd_device.ipynb: $(PD)
+$(B)/notebooks/quality.ipynb: $(QUALITY)
+$(B)/notebooks/overhead.ipynb: $(OVERHEAD)
 $(B)/notebooks/chat.ipynb: $(STREAMS)
 $(EXECUTED): $(B)/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) $(TABLES) $(FETCHED) $(PACKAGES) $$(call rendered,$$*) | $(SETUP)
 	@echo "Running notebooks/$*.ipynb"
 	@$(PY) -m disco_core.artifact.run $< --out $(@D) \
-		--set $(SET) $(if $(filter $(MEASURED),$^),measurements=$(MEASURED)) \
-		$(addprefix measurements=,$(patsubst %/,%,$(dir $(filter $(LIVE) $(PD),$^)))) >/dev/null
+		--set $(SET) $(addprefix measurements=,$(filter $(MEASURED) $(OVERHEAD),$^) \
+		$(patsubst %/,%,$(dir $(filter $(LIVE) $(PD) $(QUALITY),$^)))) >/dev/null
 	@ls -d $(F)/$*.* $(F)/$*_* 2>/dev/null >$(B)/notebooks/$*.exhibits || true
 
 $(F)/README.md: $(EXECUTED) disco_core/artifact/gallery.py
