@@ -70,7 +70,7 @@ def test_a_log_has_a_line_at_the_start_and_one_at_the_end(tmp_path, capsys, buil
     assert first == full == "try: 2 cells"
     assert re.fullmatch(r"try: 2 cells in \d+ s", end)
     assert re.fullmatch(r"try: 2 cells, about \d+ s", second)
-    assert sorted(json.loads((build / "seconds.json").read_text())) == ["try", "try quick=True"]
+    assert sorted(json.loads((build / "seconds.json").read_text())) == ["try quick=False", "try quick=True"]
 
 
 @pytest.mark.slow

@@ -134,9 +134,10 @@ def _code_cells(source: Path) -> int:
 
 
 def _size(source: Path, values: Mapping[str, Any]) -> str:
-    """A notebook and what it is not given by default, such as `dispatch quick=True`: what its time depends on."""
+    """A notebook, its size and what else it is not given by default, such as `dispatch quick=True`."""
     usual = {name: one.default.strip("'\"") for name, one in parameters(source).items()}
-    said = [f"{k}={v}" for k, v in sorted(values.items()) if k not in _ELSEWHERE and str(v) != usual[k]]
+    told = {k: v for k, v in sorted(values.items()) if k == "quick" or str(v) != usual[k]}
+    said = [f"{k}={v}" for k, v in told.items() if k not in _ELSEWHERE]
     return " ".join([source.stem, *said])
 
 
