@@ -15,7 +15,7 @@ from disco_core.artifact.model import smollm2_path
 from disco_core.artifact.run import run
 from disco_core.endpoints.local_server import LocalServer
 
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = [path for path in sorted((ROOT / "notebooks").glob("*.ipynb")) if path.stem != "index"]  # which asks none
 pytestmark = pytest.mark.slow
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from disco_core.artifact import run
+from disco_core.artifact import progress, run
 from disco_core.artifact.files import ROOT
 from disco_core.errors import ArtifactError, InputError
 
@@ -22,6 +22,11 @@ quick = False  # bool: the small size
 out = "figures"  # str: folder
 lengths = [1, 2]  # list: prompt lengths
 plain = 4"""
+
+
+@pytest.fixture(autouse=True)
+def build(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "BUILD", tmp_path / "build")
 
 
 @pytest.fixture
@@ -124,6 +129,7 @@ def test_a_failing_cell_is_told_in_two_lines_and_leaves_the_good_copy(notebook, 
     assert run.main([str(notebook("\n1 / 0\nprint()")), "--out", str(out)]) == 1
     told = capsys.readouterr().err
     assert told.splitlines() == [
+        "try: 2 cells",
         "try.ipynb: ZeroDivisionError: division by zero",
         f"  in the cell `1 / 0`; the run so far is in {out / 'try.failed.ipynb'}",
     ]
@@ -157,7 +163,8 @@ def test_ctrl_c_ends_the_kernel_and_is_told_in_one_line(notebook, tmp_path):
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.count("\n") == 1
+    assert told.splitlines()[0] == "try: 2 cells"
+    assert told.count("\n") == 2
     assert "interrupted" in told
     assert list((tmp_path / "out").iterdir()) == []
     until(lambda: not alive(int(mark.read_text())))

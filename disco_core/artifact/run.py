@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from disco_core.artifact import progress
 from disco_core.artifact.commands import command
 from disco_core.artifact.files import BUILD, ROOT
 from disco_core.errors import ArtifactError, InputError
 
 NOTEBOOKS = ROOT / "notebooks"
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_ELSEWHERE = ("out", "measurements")  # parameters that no notebook takes longer for
 
 
 @dataclass(frozen=True)
@@ -98,16 +100,18 @@ def run(notebook: str | Path, out: str | Path = BUILD / "by-hand", /, **given: A
     try:
         _prepare_environment()
         folder.mkdir(parents=True, exist_ok=True)
-        papermill.execute_notebook(
-            str(source),
-            str(running),
-            values,
-            kernel_name="python3",
-            cwd=str(ROOT),
-            progress_bar={"desc": source.stem, "leave": False} if sys.stderr.isatty() else False,
-            config=_kernel_config(),
-            shutdown_kernel="immediate",  # asked politely in the middle of a cell, it prints a traceback of its own
-        )
+        with progress.shown(source.stem, _code_cells(source), _size(source, values)) as told:
+            papermill.execute_notebook(
+                str(source),
+                str(running),
+                values,
+                kernel_name="python3",
+                cwd=str(ROOT),
+                progress_bar=False,
+                on_cell_start=told.on_cell,
+                config=_kernel_config(),
+                shutdown_kernel="immediate",  # asked politely within a cell, it prints a traceback of its own
+            )
         os.replace(running, done)
         failed.unlink(missing_ok=True)
     except papermill.PapermillExecutionError as error:
@@ -121,6 +125,20 @@ def run(notebook: str | Path, out: str | Path = BUILD / "by-hand", /, **given: A
         with contextlib.suppress(OSError):
             running.unlink()
     return done
+
+
+def _code_cells(source: Path) -> int:
+    import nbformat
+
+    return sum(cell.cell_type == "code" for cell in nbformat.read(source, as_version=4).cells)
+
+
+def _size(source: Path, values: Mapping[str, Any]) -> str:
+    """A notebook, its size and what else it is not given by default, such as `dispatch quick=True`."""
+    usual = {name: one.default.strip("'\"") for name, one in parameters(source).items()}
+    told = {k: v for k, v in sorted(values.items()) if k == "quick" or str(v) != usual[k]}
+    said = [f"{k}={v}" for k, v in told.items() if k not in _ELSEWHERE]
+    return " ".join([source.stem, *said])
 
 
 def _prepare_environment() -> None:

@@ -7,8 +7,9 @@ published series themselves (source "public"), fetched when they are first asked
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,6 +98,17 @@ def service(name: str, source: str = "tables") -> Service:
         price_out=float(row["price_out_usd_per_1m"]) / 1e6,
         source=label,
     )
+
+
+def replicates(services: Mapping[str, Service], count: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """The cells of a bootstrap over traces: `service`, its name, `replicate` and `ttft`, an F.
+
+    Replicate 0 of a service is its own F, the others are drawn with one generator, service by service.
+    """
+    for name, one in services.items():
+        for replicate in range(count + 1):
+            ttft = one.resample(rng) if replicate else one.ttft
+            yield {"service": name, "replicate": replicate, "ttft": ttft}
 
 
 def _hosts(name: str, source: str) -> tuple[dict[str, tuple[int, TTFTDistribution]], str]:
