@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from strategies import devices, distributions, plans
 
@@ -71,7 +71,12 @@ def workloads(draw):
     return found
 
 
+# a server that would answer at the very moment it is asked, which is the moment of the device's first token
+AT_ONCE = {"server_delay": 2, "server_ttft": 0, "device_delay": 0, "device_ttft": 2, "decoding": 3}
+
+
 @given(workloads())
+@example([{"came": 1} | AT_ONCE])
 def test_the_queue_is_the_event_by_event_reference(requests):
     def column(name):
         return np.array([one[name] for one in requests], float)
