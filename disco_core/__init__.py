@@ -37,6 +37,7 @@ from disco_core.errors import (
 )
 from disco_core.latency import DeviceProfile, ServerProfile, TTFTDistribution
 from disco_core.migration import MigrationRule
+from disco_core.queueing import QueueResult, simulate_queue
 from disco_core.record import HandOver, Record, StreamedToken
 from disco_core.simulate import Result, simulate
 from disco_core.stream import Run, stream
@@ -59,6 +60,7 @@ __all__ = [
     "LengthDistribution",
     "MigrationRule",
     "ProtocolError",
+    "QueueResult",
     "Record",
     "RefusedError",
     "Result",
@@ -80,6 +82,7 @@ __all__ = [
     "quality_of_experience",
     "release",
     "simulate",
+    "simulate_queue",
     "stream",
     "time_between_tokens",
 ]

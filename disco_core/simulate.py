@@ -115,16 +115,10 @@ def simulate(
     delays_s   replaces the second: shape (ends, n), inf for never
     InputError if a shape is off, a time is negative or NaN, or a draw is needed and rng is missing.
     """
-    kinds: list[tuple[object, type, str]] = [(load, Workload, "load"), (plan, DispatchPlan, "plan")]
-    kinds += [(server, ServerProfile, "server"), (device, DeviceProfile, "device")]
-    for value, expected, name in kinds + ([] if cost is None else [(cost, CostModel, "cost")]):
-        checks.kind(value, expected, name)
-    n = len(load)
-    server_ttft, device_ttft = _ttft(load, server, device, rng, ttft_s)
-    if delays_s is None:
-        server_delay, device_delay = plan.draw(load.prompt_tokens, rng)
-    else:
-        server_delay, device_delay = _given_delays(delays_s, n)
+    if cost is not None:
+        checks.kind(cost, CostModel, "cost")
+    times, delays = drawn(load, plan, server, device, rng, ttft_s, delays_s)
+    (server_ttft, device_ttft), (server_delay, device_delay) = times, delays
     server_first = server_delay + server_ttft
     device_first = device_delay + device_ttft
     device_started = device_delay < server_first
@@ -138,7 +132,7 @@ def simulate(
     result = Result(load, plan, first_s, winner, *started, ledger, None if cost is None else ledger.cost(cost))
     if rule is None:
         return result
-    takeover_s = server_ttft if ttft_s is not None or rng is None else server.ttft.sample(n, rng)
+    takeover_s = server_ttft if ttft_s is not None or rng is None else server.ttft.sample(len(load), rng)
     checks.kind(rule, MigrationRule, "rule")
     return replace(result, **_migrate(result, rule, server, device, takeover_s, cost))
 
@@ -214,6 +208,26 @@ def _answers(
     several = rank >= 0
     p99[several] = ranked[several, rank[several]]
     return at[:, 0], delays, p99, experience(released, length[:, 0], reading_rate=rule.reading_rate)
+
+
+def drawn(
+    load: Workload,
+    plan: DispatchPlan,
+    server: ServerProfile,
+    device: DeviceProfile,
+    rng: np.random.Generator | None = None,
+    ttft_s: ArrayLike | None = None,
+    delays_s: ArrayLike | None = None,
+) -> tuple[tuple[Floats, Floats], Floats]:
+    """Both ends' TTFTs and the plan's delays, per end of shape (n,), drawn or given as `simulate` takes them."""
+    kinds: list[tuple[object, type, str]] = [(load, Workload, "load"), (plan, DispatchPlan, "plan")]
+    kinds += [(server, ServerProfile, "server"), (device, DeviceProfile, "device")]
+    for value, expected, name in kinds:
+        checks.kind(value, expected, name)
+    times = _ttft(load, server, device, rng, ttft_s)
+    if delays_s is None:
+        return times, plan.draw(load.prompt_tokens, rng)
+    return times, _given_delays(delays_s, len(load))
 
 
 def _ttft(

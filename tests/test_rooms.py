@@ -15,7 +15,8 @@ from strategies import times_s
 import disco_core as dc
 from disco_core import checks
 
-ROOMS = ["latency", "workload", "cost", "dispatch", "delivery", "simulate", "systems.pd_device", "systems.refine"]
+ROOMS = ["latency", "workload", "cost", "dispatch", "delivery", "simulate", "queueing"]
+ROOMS += ["systems.pd_device", "systems.refine"]
 
 
 @given(times_s, st.floats(0, 0.05), st.floats(0, 1))

@@ -398,6 +398,35 @@ def test_lengths_and_devices() -> None:
     assert len(speeds) == 3
 
 
+def test_arrivals_keep_the_counts_of_their_pattern() -> None:
+    rng = np.random.default_rng(0)
+    assert traces.patterns() == ["azure-code", "azure-conv", "mooncake-conv", "servegen-r1"]
+    for name in traces.patterns():
+        found = traces.pattern(name)
+        some = found.sample(3000, rng)
+        assert some.shape == (3000,)
+        assert np.all(np.diff(some) >= 0)
+        assert 0 <= some[0] <= some[-1] < found.span_s
+        assert ("parsed" in found.source) == ("azure" not in name)
+    every = traces.pattern("azure-code").sample(8819, rng)
+    counts = traces.table("arrivals").query("pattern == 'azure-code'").requests
+    assert np.array_equal(np.bincount((every // 10).astype(int)), counts)
+    with pytest.raises(dc.InputError, match="at most 8819, the requests azure-code recorded, got 8820"):
+        traces.pattern("azure-code").sample(8820, rng)
+
+
+def test_stamps_are_seconds_since_the_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = pd.to_datetime(["2023-11-16 18:17:03.25", "2023-11-16 18:17:02.00", "2023-11-16 18:17:41.5"])
+    monkeypatch.setattr(tables, "load", lambda name: pd.DataFrame({"time": times}))
+    monkeypatch.setattr(tables, "ARRIVALS", ("azure-conv",))
+    assert tables.arrivals()["requests"].tolist() == [2, 0, 0, 1]
+    assert tables.arrivals()["start_s"].tolist() == [0, 10, 20, 30]
+    public = traces.pattern("azure-conv", "public")
+    assert public.source == "public series"
+    stamps = public.sample(3, np.random.default_rng(0))
+    assert stamps.tolist() == [0, 1.25, 39.5]
+
+
 def test_the_prompts_are_distinct_and_as_long_as_those_of_alpaca() -> None:
     prompts = traces.table("prompts")
     assert prompts["id"].tolist() == [f"p{i:03d}" for i in range(1, 121)]
@@ -418,6 +447,8 @@ def test_the_prompts_are_distinct_and_as_long_as_those_of_alpaca() -> None:
         (lambda: traces.service("gpt-5"), "no service 'gpt-5'; there are gpt-4o-mini, deepseek-chat"),
         (lambda: traces.service("command-r", "web"), "no source 'web'; there are tables, public"),
         (lambda: traces.lengths("mt-bench", "output"), "no dataset with output lengths 'mt-bench'; there are alpaca"),
+        (lambda: traces.pattern("poisson"), "no arrival pattern 'poisson'; there are azure-code, azure-conv"),
+        (lambda: traces.pattern("azure-conv", "web"), "no source 'web'"),
         (lambda: traces.lengths("alpaca", "reply"), "no kind of length 'reply'; there are prompt, output"),
         (lambda: traces.lengths("alpaca", "prompt", "web"), "no source 'web'"),
         (lambda: traces.table("nothing"), "no table 'nothing'; there are "),

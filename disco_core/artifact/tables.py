@@ -24,6 +24,8 @@ LEVELS = np.concatenate([np.arange(1, 191) / 200, np.arange(951, 991) / 1000, np
 HOUR_LEVELS = np.concatenate([np.arange(1, 20) / 20, [0.975, 0.99, 1.0]])
 BINS_PER_OCTAVE = 8
 FASTEST = ("llama-3-70b", "command-r", "command-r-plus", "gpt-4-turbo")
+ARRIVALS = ("azure-code", "azure-conv")
+WINDOW_S = 10.0  # of the counts of arrivals
 LENGTHS = {  # dataset: (source, prompts as text or token counts, outputs or none)
     "alpaca": ("prompt", "output"),
     "arena-hard": ("prompt", None),
@@ -180,6 +182,22 @@ def output_tokens() -> pd.DataFrame:
     return _lengths_of_all("output")
 
 
+def stamps(pattern: str) -> NDArray[np.float64]:
+    """When the requests of a published trace came: ascending seconds since the first, shape (n,)."""
+    time = load(pattern)["time"].sort_values()
+    return np.asarray((time - time.iloc[0]).dt.total_seconds())
+
+
+def arrivals() -> pd.DataFrame:
+    """Per pattern: requests in each window of WINDOW_S seconds since the first request, empty windows included."""
+    parts = []
+    for pattern in ARRIVALS:
+        count = np.bincount((stamps(pattern) // WINDOW_S).astype(np.int64))
+        start = np.arange(count.size) * WINDOW_S
+        parts.append(pd.DataFrame({"pattern": pattern, "start_s": start, "window_s": WINDOW_S, "requests": count}))
+    return pd.concat(parts)
+
+
 def phones() -> pd.DataFrame:
     """Phones: speed and energy by prompt length, the mean over the answer lengths."""
     by = ["device", "engine", "model", "prefill_tokens"]
@@ -194,6 +212,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "ttft_length_correlation": ttft_length_correlation,
     "prompt_tokens": prompt_tokens,
     "output_tokens": output_tokens,
+    "arrivals": arrivals,
     "phones": phones,
 }
 

@@ -1,4 +1,4 @@
-"""What the notebooks read: services, prompt and output lengths, devices, tables.
+"""What the notebooks read: services, prompt and output lengths, arrival patterns, devices, tables.
 
 Everything comes from the committed tables of `data/` (source "tables"), so no network is needed, or from the
 published series themselves (source "public"), fetched when they are first asked for. As a command,
@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from disco_core import checks
 from disco_core.artifact import fetch, tables
 from disco_core.artifact.commands import command
 from disco_core.artifact.files import DATA
+from disco_core.checks import Floats, Ints
 from disco_core.errors import InputError, TraceError
 from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.workload import LengthDistribution
@@ -35,6 +37,8 @@ _COLUMNS = {  # what each table is read for; the last column is never empty
     "prompt_tokens": ["dataset", "tokens", "count"],
     "output_tokens": ["dataset", "tokens", "count"],
     "output_tokens_as_parsed": ["dataset", "tokens", "count"],
+    "arrivals": ["pattern", "start_s", "window_s", "requests"],
+    "arrivals_as_parsed": ["pattern", "start_s", "window_s", "requests"],
     "devices": ["device", "model", "prefill_tok_per_s", "decode_tok_per_s"],
     "phones": ["device", "engine", "model", "prefill_mj_per_tok", "decode_mj_per_tok"],
     "architectures": ["layers", "hidden", "kv_width", "mlp", "mlp_matrices", "vocab", "model", "origin"],
@@ -157,6 +161,71 @@ def _lengths(kind: str) -> pd.DataFrame:
     if kind == "prompt":
         return table("prompt_tokens")
     return pd.concat([table("output_tokens"), table("output_tokens_as_parsed")])
+
+
+@dataclass(frozen=True)
+class ArrivalPattern:
+    """When requests came, as a trace shows it: `counts` in windows of `window_s` seconds, shape (windows,).
+
+    `stamps_s` are the recorded times themselves where they are at hand, else None; `source` says what is behind it.
+    """
+
+    name: str
+    window_s: float
+    counts: Ints
+    stamps_s: Floats | None
+    source: str
+
+    @property
+    def n(self) -> int:
+        """Requests recorded."""
+        return int(self.counts.sum())
+
+    @property
+    def span_s(self) -> float:
+        """Seconds recorded, in whole windows."""
+        return self.counts.size * self.window_s
+
+    def sample(self, n: int, rng: np.random.Generator) -> Floats:
+        """Arrivals of n of the recorded requests, drawn without replacement: ascending seconds since the start, (n,).
+
+        From counts a request comes anywhere in its window, uniformly, which forgets how requests crowd within it.
+        InputError where fewer than n were recorded.
+        """
+        size = checks.count(n, "n")
+        if size > self.n:
+            raise InputError(f"n must be at most {self.n}, the requests {self.name} recorded, got {n}")
+        if self.stamps_s is not None:
+            return np.sort(checks.generator(rng).choice(self.stamps_s, size, replace=False))
+        drawn = checks.generator(rng).multivariate_hypergeometric(self.counts, size)
+        window = np.repeat(np.arange(drawn.size), drawn)
+        return np.sort((window + rng.random(size)) * self.window_s)
+
+
+def patterns() -> list[str]:
+    """Names of the recorded arrival patterns."""
+    return list(dict.fromkeys(str(name) for name in _arrivals()["pattern"]))
+
+
+def pattern(name: str, source: str = "tables") -> ArrivalPattern:
+    """One recorded arrival pattern; InputError for an unknown name or source.
+
+    The public source has the recorded times of those that can be fetched; the others are counts and say so.
+    """
+    _check(name, patterns(), "arrival pattern")
+    _check(source, LABELS, "source")
+    found, stamps_s, label = _arrivals(), None, LABELS["tables"]
+    if name not in tables.ARRIVALS:
+        label = AS_PARSED
+    elif source == "public":
+        stamps_s, label = tables.stamps(name), LABELS[source]
+    rows = found[found["pattern"] == name]
+    counts = rows["requests"].to_numpy(np.int64)
+    return ArrivalPattern(name, float(rows["window_s"].iloc[0]), counts, stamps_s, label)
+
+
+def _arrivals() -> pd.DataFrame:
+    return pd.concat([table("arrivals"), table("arrivals_as_parsed")])
 
 
 def devices() -> dict[str, DeviceProfile]:
