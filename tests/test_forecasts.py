@@ -287,8 +287,8 @@ def test_a_forecast_that_never_changes_is_disco_d(budget):
 def test_the_notebook_keeps_the_budget_below_the_oracles(tmp_path):
     run("prediction", tmp_path, quick=True, out=str(tmp_path))
     shown = pd.read_csv(tmp_path / "prediction_worth.csv")
-    assert len(shown) == 2 * 9 * 7
-    assert (shown.spent - shown.b).abs()[~shown.policy.str.startswith("oracle")].max() < 0.05
+    assert len(shown) == 2 * 9 * 8
+    assert (shown.spent - shown.b).abs()[~shown.policy.str.startswith("oracle")].max() < 0.1
     for _, cell in shown.groupby(["device", "b"]):
         cell = cell.set_index("policy")
         within = cell[cell.spent <= cell.b]  # what spends more than the oracle may do better
