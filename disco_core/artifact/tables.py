@@ -43,6 +43,20 @@ def series(service: str) -> pd.DataFrame:
     return calls[calls["model"] == service].sort_values("time", kind="stable")
 
 
+def calls(service: str) -> pd.DataFrame:
+    """The same as `forecasts` reads it: time_s since the first, series (a host, seen from a region), hour, ttft_s."""
+    found = series(service)
+    since = (found["time"] - found["time"].iloc[0]).dt.total_seconds()
+    return pd.DataFrame(
+        {
+            "time_s": since,
+            "series": (found["host"] + " " + found["region"]).str.strip(),
+            "hour": found["time"].dt.hour,
+            "ttft_s": found["ttft_s"],
+        }
+    ).reset_index(drop=True)
+
+
 def inverse_cdf(samples: ArrayLike, levels: ArrayLike) -> NDArray[np.float64]:
     """`F^-1(level)`: the smallest sample x with `F(x) >= level`, never interpolated; shapes (n,) and (levels,)."""
     ordered = np.sort(np.asarray(samples, np.float64))
@@ -111,6 +125,14 @@ def _series_row(service: str, calls: pd.DataFrame) -> dict[str, object]:
         "gap_mean_s": gap.mean(),
         "gap_median_s": gap.median(),
     }
+
+
+def ttft_forecasts() -> pd.DataFrame:
+    """Per service and forecast: its errors one request ahead, over the last 30 % of the requests."""
+    from disco_core.artifact.forecasts import errors, forecast
+
+    parts = [errors(forecast(calls(name))).assign(service=name) for name in ("deepseek-chat", *FASTEST)]
+    return pd.concat(parts)[["service", *parts[0].columns[:-1]]].round(4)
 
 
 def ttft_length_correlation() -> pd.DataFrame:
@@ -209,6 +231,7 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "ttft_quantiles": ttft_quantiles,
     "ttft_by_hour": ttft_by_hour,
     "ttft_series": ttft_series,
+    "ttft_forecasts": ttft_forecasts,
     "ttft_length_correlation": ttft_length_correlation,
     "prompt_tokens": prompt_tokens,
     "output_tokens": output_tokens,

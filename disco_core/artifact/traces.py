@@ -25,6 +25,7 @@ from disco_core.workload import LengthDistribution
 
 LABELS = {"tables": "committed tables", "public": "public series"}
 AS_PARSED = "committed tables, taken as parsed"
+BEGAN_S = 4 * 3600 + 21 * 60  # when in its day the one series with hours began
 _MEND = "restore it with `git checkout data` or make it anew with `make data`"
 _COLUMNS = {  # what each table is read for; the last column is never empty
     "services": ["paper_service", "stand_in", "price_out_usd_per_1m", "price_in_usd_per_1m", "service"],
@@ -32,6 +33,7 @@ _COLUMNS = {  # what each table is read for; the last column is never empty
     "ttft_quantiles_as_parsed": ["service", "host", "n", "level", "ttft_s"],
     "ttft_by_hour": ["service", "hour", "n", "level", "ttft_s"],
     "ttft_series": ["service", "gap_median_s", "lag1", "lag1_rank", "n"],
+    "ttft_forecasts": ["service", "forecast", "n", "mae_s", "mape", "cut", "cut_low", "cut_high"],
     "ttft_length_correlation": ["trace", "endpoint", "pearson", "low", "high", "n"],
     "prompts": ["id", "prompt", "tokens"],
     "prompt_tokens": ["dataset", "tokens", "count"],
@@ -134,6 +136,36 @@ def _hosts(name: str, source: str) -> tuple[dict[str, tuple[int, TTFTDistributio
     if not hosts:
         raise TraceError(f"service {name!r} has no rows in the TTFT tables of {DATA}; `make data` makes them")
     return hosts, label
+
+
+def calls(name: str, source: str = "tables", rng: np.random.Generator | None = None) -> pd.DataFrame:
+    """A service's requests in order of time, for `forecasts`: time_s, series, hour, ttft_s.
+
+    source   "public": as published. "tables": drawn with `rng` from what the tables keep of order, a series per host:
+             quantiles, by hour where they are known, and the rank correlation of neighbours
+    InputError for a service without a published order.
+    """
+    from disco_core.artifact import forecasts  # so that only exhibits with forecasts depend on them
+
+    _check(source, LABELS, "source")
+    kept = table("ttft_series").set_index("service")
+    _check(name, [str(one) for one in kept.index], "service with a published order")
+    if source == "public":
+        return tables.calls(name)
+    gap_s, lag1_rank = (float(kept.loc[name, column]) for column in ("gap_median_s", "lag1_rank"))
+    rows = table("ttft_by_hour")
+    hours = {
+        int(hour): TTFTDistribution.from_quantiles(one["level"], one["ttft_s"])
+        for hour, one in rows[rows["service"] == name].groupby("hour")
+    }
+    parts = []
+    for host, (n, ttft) in service(name).hosts.items():
+        time_s = gap_s * np.arange(n)
+        hour = (BEGAN_S + time_s) // 3600 % 24 if hours else np.zeros(n)
+        values = forecasts.drawn(hour, hours or {0: ttft}, ttft, lag1_rank, checks.generator(rng))
+        found = {"time_s": time_s, "series": host, "hour": hour if hours else np.nan, "ttft_s": values}
+        parts.append(pd.DataFrame(found))
+    return pd.concat(parts).sort_values("time_s", kind="stable", ignore_index=True)
 
 
 def datasets(kind: str = "prompt") -> list[str]:
