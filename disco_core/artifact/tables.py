@@ -98,6 +98,14 @@ def ttft_by_hour() -> pd.DataFrame:
     return pd.concat(parts).assign(service="deepseek-chat")[["service", "hour", "n", "level", "ttft_s"]]
 
 
+def ttft_by_day() -> pd.DataFrame:
+    """deepseek-chat by day, 24 h each from its first request on: TTFT quantiles."""
+    calls = series("deepseek-chat")
+    day = (calls["time"] - calls["time"].min()).dt.days + 1
+    parts = [quantiles(ttft).assign(day=number) for number, ttft in calls["ttft_s"].groupby(day)]
+    return pd.concat(parts).assign(service="deepseek-chat")[["service", "day", "n", "level", "ttft_s"]]
+
+
 def ttft_series() -> pd.DataFrame:
     """Per service: moments, and how one call's TTFT goes with that of the call before it."""
     return pd.DataFrame(_series_row(name, series(name)) for name in ("deepseek-chat", *FASTEST)).round(4)
@@ -229,6 +237,7 @@ def phones() -> pd.DataFrame:
 
 TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "ttft_quantiles": ttft_quantiles,
+    "ttft_by_day": ttft_by_day,
     "ttft_by_hour": ttft_by_hour,
     "ttft_series": ttft_series,
     "ttft_forecasts": ttft_forecasts,

@@ -31,6 +31,7 @@ _COLUMNS = {  # what each table is read for; the last column is never empty
     "services": ["paper_service", "stand_in", "price_out_usd_per_1m", "price_in_usd_per_1m", "service"],
     "ttft_quantiles": ["service", "host", "n", "level", "ttft_s"],
     "ttft_quantiles_as_parsed": ["service", "host", "n", "level", "ttft_s"],
+    "ttft_by_day": ["service", "day", "n", "level", "ttft_s"],
     "ttft_by_hour": ["service", "hour", "n", "level", "ttft_s"],
     "ttft_series": ["service", "gap_median_s", "lag1", "lag1_rank", "n"],
     "ttft_forecasts": ["service", "forecast", "n", "mae_s", "mape", "cut", "cut_low", "cut_high"],
