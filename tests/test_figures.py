@@ -95,7 +95,7 @@ def test_a_simulated_exhibit_tells_no_time_machine_or_path(tmp_path):
     found = json.loads((tmp_path / "try_one.json").read_text())
     assert found["parameters"] == {"out": "x", "measurements": "build/m.csv", "b": 0.5}
     assert found["kind"] == "simulated"
-    assert set(found["packages"]) == {"numpy", "scipy", "pandas", "matplotlib", "seaborn"}
+    assert {"numpy", "scipy", "pandas", "matplotlib", "seaborn"} <= set(found["packages"])
     assert not {"machine", "date"} & found.keys()
     assert str(ROOT) not in (tmp_path / "try_one.json").read_text()
 

@@ -21,6 +21,7 @@ from disco_core.errors import ArtifactError, InputError
 
 Kind = Literal["simulated", "computed", "measured"]
 _PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "seaborn")
+_WHERE_USED = {"sklearn": "scikit-learn", "statsmodels": "statsmodels", "sacrebleu": "sacrebleu"}  # module: package
 
 
 def record(
@@ -42,6 +43,7 @@ def record(
     files = _tables(source) if data is None else [ROOT / one for one in data]
     files = sorted({*files, *([ROOT / measured] if measured else [])})
     chosen = {name: _plain(value) for name, value in sorted(parameters.items())}
+    used = [package for module, package in _WHERE_USED.items() if module in sys.modules]
     found = {
         "stem": stem,
         "kind": kind,
@@ -51,7 +53,7 @@ def record(
         "parameters": chosen,
         "data": {_portable(path): _sha256(path) for path in files},
         "digest": digest(notebook, files, chosen),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {name: metadata.version(name) for name in (*_PACKAGES, *used)},
     }
     if kind == "measured":
         found |= {"machine": machine(), "date": _date(ROOT / measured if measured else None)}
