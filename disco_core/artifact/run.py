@@ -266,7 +266,7 @@ def _options() -> argparse.ArgumentParser:
     return options
 
 
-@command("run the notebook again to start it over")
+@command("run the notebook again; what its sweeps had finished is kept")
 def main(argv: list[str] | None = None) -> int:
     """The command line: 0 if the notebook ran, 1 if it failed, 2 for a wrong parameter, 130 on Ctrl-C."""
     given = _options().parse_args(argv)

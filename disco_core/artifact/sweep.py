@@ -48,7 +48,8 @@ def sweep(
     """One table of what `function(**cell)` gives for every cell: a row or several, dicts of numbers and texts.
 
     client   a Dask client; None: of the scheduler at DASK_SCHEDULER_ADDRESS, or where that is not set, a thread on
-             each core of this machine. A cluster's machines need this project's environment.
+             each core of this machine. Cells of small arrays hardly gain by threads, since Python runs one at a
+             time: for speed take a cluster, be it of this machine. Its machines need this project's environment.
 
     Finished cells are kept in build/sweeps/ until all are, under a digest of the function with all it refers to, of
     this package and of the cell; other packages are taken to stay as they are.
