@@ -75,8 +75,8 @@ bench: $(SETUP) ## speed against a plain transcription of the paper's algorithms
 data: $(SETUP) ## fetch the public traces and write the tables of data/ anew
 	$(PY) -m disco_core.artifact.tables
 
-lab: $(SETUP) ## the notebooks in JupyterLab
-	cd notebooks && ../$(PY) -m jupyterlab $(ARGS)
+lab: $(SETUP) ## the index of the notebooks in JupyterLab
+	$(PY) -m jupyterlab notebooks/index.ipynb $(ARGS)
 
 lock: ## for maintainers: pin the packages of pyproject.toml anew (needs uv)
 	@command -v uv >/dev/null || { echo "make lock: no uv on the PATH; install uv and run make lock again" >&2; exit 1; }
@@ -168,7 +168,6 @@ $(B)/notebooks/quality.ipynb: $(QUALITY)
 $(B)/notebooks/overhead.ipynb: $(OVERHEAD)
 $(B)/notebooks/chat.ipynb: $(STREAMS)
 $(EXECUTED): $(B)/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) $(TABLES) $(FETCHED) $(PACKAGES) $$(call rendered,$$*) | $(SETUP)
-	@echo "Running notebooks/$*.ipynb"
 	@$(PY) -m disco_core.artifact.run $< --out $(@D) \
 		--set $(SET) $(addprefix measurements=,$(filter $(MEASURED) $(OVERHEAD),$^) \
 		$(patsubst %/,%,$(dir $(filter $(LIVE) $(PD) $(QUALITY),$^)))) $(if $(filter summary,$*),read=$(F)) >/dev/null

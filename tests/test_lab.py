@@ -39,7 +39,7 @@ def test_the_index_has_a_line_for_every_notebook_and_no_other():
     assert sorted(lines) == [row(stem) for stem in STEMS], "right are the lines that the index should have"
 
 
-@pytest.mark.parametrize("stem", ["dispatch", "migration"])
+@pytest.mark.parametrize("stem", STEMS)
 def test_by_hand_a_notebook_runs_in_its_quick_size_beside_the_committed_exhibits(stem):
     found = run.parameters(stem)
     assert (found["quick"].default, found["out"].default) == ("True", '"build/quick/figures"')
