@@ -37,12 +37,8 @@ rendered = $(foreach one,$(shell cat $(B)/notebooks/$1.exhibits 2>/dev/null),$(i
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-# In full, one thing at a time: what else runs would be in what is measured. In small, two.
-ifndef QUICK
-.NOTPARALLEL:
-endif
 .SUFFIXES:
-.PHONY: help setup reproduce quick results report claims test lint bench data lab lock clean clean-all force
+.PHONY: help setup reproduce quick measured results report claims test lint bench data lab lock clean clean-all force
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,9 +46,11 @@ help: ## this list
 setup: $(SETUP) ## make the environment in .venv (once, 3 or 4 minutes)
 
 reproduce: ## every figure, table and verdict into figures/; TRACES=public: from the public series, into build/public/
-	@$(MAKE) --no-print-directory results
+	@$(MAKE) --no-print-directory measured
+	@$(MAKE) --no-print-directory -j2 results
 
 quick: ## the same in small, everything under build/quick/
+	@$(MAKE) --no-print-directory QUICK=1 measured
 	@$(MAKE) --no-print-directory -j2 QUICK=1 results
 
 report: $(SETUP) ## every claim and exhibit of figures/ on one page, build/report.html
@@ -129,6 +127,10 @@ results: $(EXECUTED) $(F)/README.md $(B)/report.html
 	@$(PY) -m disco_core.artifact.claims_table $(if $(QUICK),--quick) $(if $(filter figures,$(F)),--readme) $(F) \
 		&& echo "The exhibits are in $(F)/ (see $(F)/README.md)." \
 		|| { echo "The exhibits are in $(F)/, but see the last line of the table." >&2; exit 1; }
+
+# What is measured on this machine comes first and one after the other, since what else runs would be in it; notebooks
+# then run two at a time.
+measured: $(MEASURED) $(LIVE) $(PD) $(QUALITY) $(OVERHEAD)
 
 # Measuring is slow and its result is this machine's: only its own module, or another environment, asks for it again.
 $(MEASURED): disco_core/artifact/measure.py $(PACKAGES) | $(SETUP)

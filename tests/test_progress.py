@@ -73,8 +73,8 @@ def test_a_log_has_a_line_at_the_start_and_one_at_the_end(tmp_path, capsys, buil
     assert sorted(json.loads((build / "seconds.json").read_text())) == ["try quick=False", "try quick=True"]
 
 
-@pytest.mark.slow
-def test_a_terminal_has_one_line_that_is_kept_up_to_date(tmp_path, build):
+def in_a_terminal(tmp_path, build, makeflags):
+    """What a run writes to its terminal."""
     path = write(tmp_path / "try.ipynb", "## Compute\nIt takes a while.", "import time; time.sleep(1.2)")
     build.mkdir()
     (build / "seconds.json").write_text('{"try": 65}')
@@ -83,9 +83,10 @@ def test_a_terminal_has_one_line_that_is_kept_up_to_date(tmp_path, build):
         "import sys; from pathlib import Path; from disco_core.artifact import progress, run\n"
         f"progress.BUILD = Path({str(build)!r}); sys.exit(run.main([{str(path)!r}, '--out', {out!r}]))"
     )
+    given = {"cwd": ROOT, "env": os.environ | {"MAKEFLAGS": makeflags}, "stdout": subprocess.DEVNULL}
     ours, terminal = pty.openpty()
     try:
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=terminal, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, "-c", code], stderr=terminal, **given)
         os.close(terminal)
         told = b""
         while chunk := read(ours):
@@ -93,13 +94,29 @@ def test_a_terminal_has_one_line_that_is_kept_up_to_date(tmp_path, build):
         assert process.wait() == 0
     finally:
         os.close(ours)
-    written = re.split(r"\x1b\[K|\r", told.decode())
+    return told.decode()
+
+
+@pytest.mark.slow
+def test_a_terminal_has_one_line_that_is_kept_up_to_date(tmp_path, build):
+    told = in_a_terminal(tmp_path, build, "")
+    written = re.split(r"\x1b\[K|\r", told)
     assert 'try  2 of 2: Compute, "It takes a while."' in {line.partition("  0:")[0] for line in written}
     times = [line.partition("  0:")[2] for line in written if "a while" in line]
     assert len(set(times)) > 1
     assert all(re.fullmatch(r"\d\d of about 1:05", time) for time in times)
     assert re.fullmatch(r"try: 2 cells in \d+ s", written[-2] or written[-3])
-    assert told.count(b"\n") == 1
+    assert told.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_of_several_at_a_time_each_has_a_line_a_step(tmp_path, build):
+    told = in_a_terminal(tmp_path, build, " -j2 --jobserver-auth=3,4")
+    lines = [line.partition("  0:")[0] for line in told.splitlines()]
+    steps = ['try  1 of 2: Question, "What is it?"', 'try  2 of 2: Compute, "It takes a while."']
+    assert lines[:3] == ["try: 2 cells, about 65 s", *steps]
+    assert re.fullmatch(r"try: 2 cells in \d+ s", lines[3])
+    assert "\x1b" not in told
 
 
 def read(terminal):

@@ -1,4 +1,5 @@
-"""How far a notebook is: on a terminal a line that is kept up to date, in a log one at its start and one at its end.
+"""How far a notebook is: on a terminal a line that is kept up to date, or where make runs several at a time a line a
+step; in a log one at its start and one at its end.
 
 How long it may take is what it took last, on this machine or, before it ran here, on the reference machine.
 """
@@ -22,10 +23,10 @@ _INJECTED = "injected-parameters"  # Papermill's own cell
 
 
 class Progress:
-    """Told of every cell of a notebook as it starts; `line` says where it is."""
+    """Told of every cell of a notebook as it starts; `line` says where it is, on stderr at once if `tells`."""
 
-    def __init__(self, stem: str, cells: int, expected_s: float | None) -> None:
-        self.stem, self.cells, self.expected_s = stem, cells, expected_s
+    def __init__(self, stem: str, cells: int, expected_s: float | None, *, tells: bool = False) -> None:
+        self.stem, self.cells, self.expected_s, self.tells = stem, cells, expected_s, tells
         self.number, self.section, self.text = 0, "", ""
         self._start = monotonic()
 
@@ -33,6 +34,8 @@ class Progress:
         """What nbclient calls at the start of every cell; the words before a code cell tell what it does."""
         if cell["cell_type"] == "code" and _INJECTED not in cell["metadata"].get("tags", []):
             self.number += 1
+            if self.tells:
+                print(self.line(_columns()), file=sys.stderr)
         if cell["cell_type"] == "markdown":
             text = ""
             for line in map(str.strip, cell["source"].splitlines()):
@@ -60,9 +63,10 @@ class Progress:
 @contextmanager
 def shown(stem: str, cells: int, key: str) -> Iterator[Progress]:
     """Show how far a notebook is while the block runs, and remember what it took if nothing is raised."""
-    progress = Progress(stem, cells, expected_s(key))
+    terminal, beside = sys.stderr.isatty(), "jobserver" in os.environ.get("MAKEFLAGS", "")
+    progress = Progress(stem, cells, expected_s(key), tells=terminal and beside)
     about = f", about {progress.expected_s:.0f} s" if progress.expected_s else ""
-    if not sys.stderr.isatty():
+    if beside or not terminal:
         print(f"{stem}: {cells} cells{about}", file=sys.stderr)
         yield progress
     else:
@@ -84,8 +88,7 @@ def _kept_up_to_date(progress: Progress) -> Iterator[None]:
 
     def tell() -> None:
         while not over.is_set():
-            columns = os.get_terminal_size(terminal.fileno()).columns or 80
-            print(f"\r{progress.line(columns - 1)}\x1b[K", end="", file=terminal, flush=True)
+            print(f"\r{progress.line(_columns() - 1)}\x1b[K", end="", file=terminal, flush=True)
             over.wait(0.5)
 
     teller = threading.Thread(target=tell, daemon=True)
@@ -96,6 +99,10 @@ def _kept_up_to_date(progress: Progress) -> Iterator[None]:
         over.set()
         teller.join()
         print("\r\x1b[K", end="", file=terminal, flush=True)
+
+
+def _columns() -> int:
+    return os.get_terminal_size(sys.stderr.fileno()).columns or 80
 
 
 def _clock(seconds: float) -> str:

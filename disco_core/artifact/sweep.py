@@ -1,4 +1,4 @@
-"""A grid of cells through one function, on the threads of this machine or on a Dask cluster.
+"""A grid of cells through one function, on threads of this machine or on a Dask cluster.
 
 The rows come in the order of the cells, whatever finishes first, and every cell runs on a copy of its own, so that a
 table is the same bytes on any number of threads, workers and machines. What is random in a cell takes its seed from
@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from disco_core import checks
 from disco_core.artifact.files import BUILD
 from disco_core.errors import ArtifactError, InputError, SweepError
 
@@ -44,12 +45,14 @@ def sweep(
     cells: Iterable[Mapping[str, Any]],
     *,
     client: "Client | None" = None,
+    threads: int = 1,
 ) -> pd.DataFrame:
     """One table of what `function(**cell)` gives for every cell: a row or several, dicts of numbers and texts.
 
-    client   a Dask client; None: of the scheduler at DASK_SCHEDULER_ADDRESS, or where that is not set, a thread on
-             each core of this machine. Cells of small arrays hardly gain by threads, since Python runs one at a
-             time: for speed take a cluster, be it of this machine. Its machines need this project's environment.
+    client   a Dask client; None: of the scheduler at DASK_SCHEDULER_ADDRESS, or where that is not set, none. For
+             speed take a cluster, be it of this machine; its machines need this project's environment.
+    threads  of this machine, where there is no cluster. Cells of many calls on small arrays lose by a second one,
+             since Python runs one at a time and the two wait for each other.
 
     Finished cells are kept in build/sweeps/ until all are, under a digest of the function with all it refers to, of
     this package and of the cell; other packages are taken to stay as they are.
@@ -57,6 +60,7 @@ def sweep(
     SweepError where a cell fails, the scheduler does not answer, or the cluster goes away; InputError for cells or
     rows of another kind.
     """
+    checks.count(threads, "threads")
     try:
         packed = [_digestible(dict(cell)) for cell in cells]
         code, path = cloudpickle.dumps(function), _kept_in(function)
@@ -66,21 +70,26 @@ def sweep(
     found = {key: kept[key] for key in keys if key in kept}
     missing = {key: cell for key, cell in zip(keys, packed, strict=True) if key not in found}
     if missing:
-        _run_missing(code, missing, found, path, client)
+        _run_missing(code, missing, found, path, client, threads)
     with suppress(OSError):  # kept for nothing
         path.unlink(missing_ok=True)
     return pd.DataFrame([row for key in keys for row in found[key]])
 
 
 def _run_missing(
-    code: bytes, missing: dict[str, bytes], found: dict[str, list[Any]], path: Path, client: "Client | None"
+    code: bytes,
+    missing: dict[str, bytes],
+    found: dict[str, list[Any]],
+    path: Path,
+    client: "Client | None",
+    threads: int,
 ) -> None:
     """Add the rows of every missing cell to `found`, and keep each as it comes."""
     cells = len(missing) + len(found)
     address = os.environ.get(ADDRESS) or None if client is None else getattr(client.scheduler, "address", None)
     told = {"total": cells, "initial": len(found), "unit": "cell", "disable": None}
     try:
-        with _workers(client) as (submit, cluster):
+        with _workers(client, threads) as (submit, cluster):
             futures = {submit(_run, code, cell): key for key, cell in missing.items()}
             for future in tqdm(_finished(futures, cluster), **told):
                 key = futures[future]
@@ -118,12 +127,11 @@ def _plain(value: Any) -> Any:
 
 
 @contextmanager
-def _workers(client: Any) -> Iterator[tuple[Callable[..., Any], Any]]:
+def _workers(client: Any, threads: int) -> Iterator[tuple[Callable[..., Any], Any]]:
     """How a cell is submitted, and the cluster it goes to, if any; what is not finished ends with the block."""
     address = os.environ.get(ADDRESS)
     if client is None and not address:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        pool = ThreadPoolExecutor(cores)
+        pool = ThreadPoolExecutor(threads)
         try:
             yield pool.submit, None
         finally:
