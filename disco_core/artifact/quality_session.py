@@ -60,9 +60,9 @@ class QualitySettings:
     judge_url     address of their server; "": OPENAI_BASE_URL, or OpenAI's own
     """
 
-    prompts: int = 40
+    prompts: int = 36
     longest: int = 48
-    max_tokens: int = 80
+    max_tokens: int = 60
     positions: Sequence[int] = (8, 16, 32)
     temperature: float = 0.4
     second: int = 24
