@@ -214,7 +214,7 @@ def test_what_moves_is_all_that_was_said_and_nothing_else(spoken):
     [
         ({"positions": (8, 8)}, "positions must ascend"),
         ({"positions": ()}, "positions must ascend"),
-        ({"positions": (8, 80)}, "below max_tokens=80"),
+        ({"positions": (8, 60)}, "below max_tokens=60"),
         ({"positions": (2.5,)}, "a position must be a whole number"),
         ({"positions": 8}, "a list of tokens"),
         ({"prompts": 121}, "121 prompts"),

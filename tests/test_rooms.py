@@ -16,7 +16,7 @@ import disco_core as dc
 from disco_core import checks
 
 ROOMS = ["latency", "workload", "cost", "dispatch", "delivery", "simulate", "queueing"]
-ROOMS += ["systems.pd_device", "systems.refine"]
+ROOMS += ["systems.pd_device", "systems.refine", "artifact.quality", "artifact.judge"]
 
 
 @given(times_s, st.floats(0, 0.05), st.floats(0, 1))
