@@ -131,6 +131,7 @@ results: $(EXECUTED) $(F)/README.md $(B)/report.html
 # What is measured on this machine comes first and one after the other, since what else runs would be in it; notebooks
 # then run two at a time.
 measured: $(MEASURED) $(LIVE) $(PD) $(QUALITY) $(OVERHEAD) ## only what is measured on this machine, which takes longest
+	@:
 
 # Measuring is slow and its result is this machine's: only its own module, or another environment, asks for it again.
 $(MEASURED): disco_core/artifact/measure.py $(PACKAGES) | $(SETUP)

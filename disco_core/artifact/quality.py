@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from disco_core.checks import Floats
 
-MARGINS = {"chrF": 4.0, "length": 15.0, "repetition": 10.0, "perplexity": 25.0}
+MARGINS = {"chrF": 3.0, "length": 15.0, "repetition": 5.0, "perplexity": 25.0}
 UNITS = {"chrF": "points", "length": "%", "repetition": "points", "perplexity": "%"}
 ALONE, MIGRATED, STARTS_OVER, ANOTHER = "alone", "migrated", "starts over", "goes on with another"
 KEYS = ["source", "prompt", "sample", "at"]  # of an unmigrated answer, looked at after `at` tokens

@@ -68,7 +68,7 @@ class QualitySettings:
     second: int = 24
     judges: str = ""
     judge_url: str = ""
-    seed: int = 1  # 0 was the trial that the margins were set after
+    seed: int = 1  # 0 was a trial
 
     name: ClassVar[str] = "quality"
     tables: ClassVar[dict[str, list[str]]] = {
