@@ -102,13 +102,13 @@ def test_the_readme_has_the_verdicts_of_the_committed_exhibits():
 
 def test_the_table_is_written_between_its_marks(tmp_path):
     path = tmp_path / "README.md"
-    path.write_text("before\n<!-- claims: x -->\nold\n<!-- end of claims -->\nafter\n")
+    path.write_text("before\n<!-- claims: x -->\nwas here\n<!-- end of claims -->\nafter\n")
     shown = claims_table.lines()
     claims_table.write_readme(shown, path)
     text = path.read_text()
     assert text.startswith("before\n<!-- claims: x -->\n")
     assert text.endswith("<!-- end of claims -->\nafter\n")
-    assert "old" not in text
+    assert "was here" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + len(claims.load())
     assert len({row.replace(r"\|", "").count("|") for row in rows}) == 1
