@@ -50,7 +50,6 @@ reproduce: ## every figure, table and verdict into figures/; TRACES=public: from
 	@$(MAKE) --no-print-directory -j2 results
 
 quick: ## the same in small, everything under build/quick/
-	@$(MAKE) --no-print-directory QUICK=1 measured
 	@$(MAKE) --no-print-directory -j2 QUICK=1 results
 
 report: $(SETUP) ## every claim and exhibit of figures/ on one page, build/report.html
@@ -129,7 +128,7 @@ results: $(EXECUTED) $(F)/README.md $(B)/report.html
 		|| { echo "The exhibits are in $(F)/, but see the last line of the table." >&2; exit 1; }
 
 # What is measured on this machine comes first and one after the other, since what else runs would be in it; notebooks
-# then run two at a time.
+# then run two at a time. In small, where nothing is judged by what was measured, they do not wait for it.
 measured: $(MEASURED) $(LIVE) $(PD) $(QUALITY) $(OVERHEAD) ## only what is measured on this machine, which takes longest
 	@:
 
