@@ -121,7 +121,7 @@ comma := ,
 
 # --- measure, compute, judge -------------------------------------------------------------------------------------
 
-results: $(EXECUTED) $(F)/README.md $(B)/report.html
+results: measured $(EXECUTED) $(F)/README.md $(B)/report.html
 	@echo
 	@$(PY) -m disco_core.artifact.claims_table $(if $(QUICK),--quick) $(if $(filter figures,$(F)),--readme) $(F) \
 		&& echo "The exhibits are in $(F)/ (see $(F)/README.md)." \
@@ -177,6 +177,16 @@ $(EXECUTED): $(B)/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) $(TABLES) $(FETCH
 
 $(F)/README.md: $(EXECUTED) disco_core/artifact/gallery.py
 	@$(PY) -m disco_core.artifact.gallery $(F)
+
+# In small, what is measured and what needs no measurement go side by side, each in its own order.
+ifdef QUICK
+$(B)/notebooks/qoe.ipynb: | $(B)/notebooks/traces.ipynb
+$(B)/notebooks/arrivals.ipynb: | $(B)/notebooks/qoe.ipynb
+$(B)/notebooks/prediction.ipynb: | $(B)/notebooks/arrivals.ipynb
+$(B)/notebooks/sensitivity.ipynb: | $(B)/notebooks/prediction.ipynb
+$(B)/notebooks/costs.ipynb: | $(B)/notebooks/sensitivity.ipynb
+$(B)/notebooks/chat.ipynb: | $(B)/notebooks/costs.ipynb
+endif
 
 # The whole, so it comes last.
 $(B)/notebooks/summary.ipynb: $(filter-out %/summary.ipynb,$(EXECUTED))
