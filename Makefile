@@ -183,9 +183,7 @@ ifdef QUICK
 $(B)/notebooks/qoe.ipynb: | $(B)/notebooks/traces.ipynb
 $(B)/notebooks/arrivals.ipynb: | $(B)/notebooks/qoe.ipynb
 $(B)/notebooks/prediction.ipynb: | $(B)/notebooks/arrivals.ipynb
-$(B)/notebooks/sensitivity.ipynb: | $(B)/notebooks/prediction.ipynb
-$(B)/notebooks/costs.ipynb: | $(B)/notebooks/sensitivity.ipynb
-$(B)/notebooks/chat.ipynb: | $(B)/notebooks/costs.ipynb
+$(addprefix $(B)/notebooks/,sensitivity.ipynb costs.ipynb chat.ipynb): | $(LIVE)
 endif
 
 # The whole, so it comes last.
