@@ -17,6 +17,7 @@ from disco_core.artifact.answers import Tables
 from disco_core.artifact.commands import command
 from disco_core.artifact.figures import write_together
 from disco_core.artifact.files import BUILD, ROOT
+from disco_core.artifact.kept import reading, require
 from disco_core.artifact.pd_session import PDSettings
 from disco_core.artifact.quality_session import QualitySettings
 from disco_core.artifact.session import Settings
@@ -36,16 +37,11 @@ def live_measurements(measurements: Path | str, settings: Asked) -> tuple[Path, 
     folder = ROOT / measurements if measurements else default_folder(settings)
     if not measurements and not (folder / "requests.csv").exists():
         _measure(folder, settings)
-    try:
+    with reading(folder, "live measurements"):
         made = type(settings)(**json.loads((folder / "settings.json").read_text()))
         found = {name: _read(folder / f"{name}.csv") for name in settings.tables}
         for name, columns in settings.tables.items():
-            if missing := set(columns) - set(found[name]):
-                raise InputError(f"{name}.csv has no column {', '.join(sorted(missing))}")
-    except (OSError, ValueError, TypeError) as error:  # pandas' own errors are ValueErrors
-        raise ArtifactError(
-            f"{folder} does not hold live measurements: {error}; without it, they are made anew"
-        ) from None
+            require(found[name], columns, f"{name}.csv")
     other = [f"{k}={v!r}" for k, v in asdict(made).items() if v != getattr(settings, k)]
     if other:
         raise ArtifactError(f"{folder} was measured with {', '.join(other)}; without it, yours are made anew")

@@ -4,7 +4,6 @@ One thread, the state reset before every trial (a reused prefix would make TTFT 
 order so that a drifting machine does not pass for a slope, one warm-up trial that is not kept.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
@@ -19,9 +18,8 @@ from tqdm import tqdm
 
 from disco_core import checks
 from disco_core.artifact import model
-from disco_core.artifact.commands import command
-from disco_core.artifact.files import BUILD, ROOT, write_atomic
-from disco_core.errors import ArtifactError, InputError
+from disco_core.artifact.kept import Kept
+from disco_core.errors import InputError
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 LENGTHS = (8, 16, 32, 64, 128, 256, 512, 1024)
 QUICK_LENGTHS = (8, 32, 96, 192)
 COLUMNS = ["prompt_tokens", "repeat", "token", "generated_s"]
-DEVICE_CSV = BUILD / "measured" / "device.csv"
 
 _SUBJECTS = ("a river", "the tram", "an old library", "the night market", "a lighthouse", "our kitchen", "the forest")
 _TASKS = ("Describe {0} to a friend who has never seen it.", "List three facts about {0} and explain each of them.")
@@ -66,30 +63,19 @@ def device_measurements(measurements: Path | str = "", *, quick: bool = False) -
     Without a file they are made, in about a minute (quick: some seconds), and kept in the build folder for the next
     call. Raises ArtifactError for a file that does not hold measurements.
     """
-    path = ROOT / measurements if measurements else BUILD / ("quick" if quick else "") / "measured" / "device.csv"
-    if not measurements and not path.exists():
-        _measure(path, quick=quick)
-    try:
-        found = pd.read_csv(path)
-        if missing := [name for name in COLUMNS if name not in found]:
-            raise InputError(f"it has no column {', '.join(missing)}")
-        for name in COLUMNS[:-1]:
-            checks.seconds(found[name], name, unit="")
-        checks.seconds(found["generated_s"], "generated_s")
-        if found.prompt_tokens.nunique() < 2 or found.token.max() < 1:
-            raise InputError("it needs two prompt lengths and two tokens at least")
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        said = error.strerror if isinstance(error, OSError) else error
-        raise ArtifactError(
-            f"{path} does not hold device measurements: {said}; without it, they are made anew"
-        ) from None
-    return path, found
+    return KEPT.measurements(measurements, quick=quick)
 
 
-def _measure(path: Path, *, quick: bool) -> pd.DataFrame:
-    found = measure_device(QUICK_LENGTHS, repeats=2, decode_tokens=16) if quick else measure_device()
-    write_atomic(path, found.to_csv(index=False, float_format="%.6f", lineterminator="\n"))
-    return found
+def _make(quick: bool) -> pd.DataFrame:
+    return measure_device(QUICK_LENGTHS, repeats=2, decode_tokens=16) if quick else measure_device()
+
+
+def _check(found: pd.DataFrame) -> None:
+    for name in COLUMNS[:-1]:
+        checks.seconds(found[name], name, unit="")
+    checks.seconds(found["generated_s"], "generated_s")
+    if found.prompt_tokens.nunique() < 2 or found.token.max() < 1:
+        raise InputError("it needs two prompt lengths and two tokens at least")
 
 
 def _load(context: int) -> "Llama":
@@ -113,19 +99,13 @@ def _generate(llama: "Llama", prompt: list[int], n: int) -> list[float]:
     return [time.perf_counter() - start for _ in islice(llama.generate(prompt, temp=0.0), n)]
 
 
-@command("no measurement was kept")
+KEPT = Kept("device", f"tokens of {model.NAME}, timed on this machine", COLUMNS, _make, _check)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure into a csv; exit 0, 1 with one line for an error, 130 when interrupted (nothing is written)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m disco_core.artifact.measure",
-        description="Run the device model on this machine and write the time of every token.",
-    )
-    parser.add_argument("--out", type=Path, default=DEVICE_CSV, help="csv to write (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter prompts: seconds, not a minute")
-    options = parser.parse_args(argv)
-    rows = _measure(options.out, quick=options.quick)
-    print(f"{len(rows)} tokens of {model.NAME} timed: {options.out}")
-    return 0
+    """Measure into a csv, as a command."""
+    does = "Run the device model on this machine and write the time of every token."
+    return KEPT.main(argv, module="measure", does=does, small="fewer and shorter prompts: seconds, not a minute")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ all of them; the first call of each, which loads and caches, is not kept. Memory
 beyond its input, as tracemalloc sees it (NumPy reports to it), in a call of its own, since tracing takes time.
 """
 
-import argparse
 import sys
 import time
 import tracemalloc
@@ -19,12 +18,11 @@ from tqdm import tqdm
 
 from disco_core import checks
 from disco_core.artifact import traces, transcription
-from disco_core.artifact.commands import command
-from disco_core.artifact.files import BUILD, ROOT, write_atomic
+from disco_core.artifact.kept import Kept
 from disco_core.checks import Floats, Ints
 from disco_core.cost import CostModel
 from disco_core.dispatch import plan_device_constrained, plan_server_constrained
-from disco_core.errors import ArtifactError, InputError
+from disco_core.errors import InputError
 from disco_core.latency import ServerProfile, TTFTDistribution
 from disco_core.migration import MigrationRule
 from disco_core.simulate import simulate
@@ -36,7 +34,6 @@ OURS, PLAIN = "disco-core", "transcription"
 BUDGET = 0.3  # b
 CALLS = 200  # decisions timed at a time: one alone is too short for the clock
 COLUMNS = ["work", "by", "n", "repeat", "unit", "value"]
-OVERHEAD_CSV = BUILD / "measured" / "overhead.csv"
 
 
 class Work(NamedTuple):
@@ -122,44 +119,27 @@ def overhead_measurements(measurements: Path | str = "", *, quick: bool = False)
     Without a file they are made, in about half a minute (quick: some seconds), and kept in the build folder for the
     next call. Raises ArtifactError for a file that does not hold measurements.
     """
-    path = ROOT / measurements if measurements else BUILD / ("quick" if quick else "") / "measured" / "overhead.csv"
-    if not measurements and not path.exists():
-        _measure(path, quick=quick)
-    try:
-        found = pd.read_csv(path)
-        if missing := [name for name in COLUMNS if name not in found]:
-            raise InputError(f"it has no column {', '.join(missing)}")
-        checks.tokens(found["n"], "n")
-        checks.seconds(found["value"], "value", unit="")
-        if set(found["unit"]) != {"s", "bytes"} or PAPER not in set(found["n"]):
-            raise InputError(f"it needs times and memory, for {PAPER} samples among others")
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        said = error.strerror if isinstance(error, OSError) else error
-        raise ArtifactError(
-            f"{path} does not hold times of planning: {said}; without it, they are made anew"
-        ) from None
-    return path, found
+    return KEPT.measurements(measurements, quick=quick)
 
 
-def _measure(path: Path, *, quick: bool) -> pd.DataFrame:
-    found = measure_overhead(SIZES[:3], repeats=5) if quick else measure_overhead()
-    write_atomic(path, found.to_csv(index=False, float_format="%.9g", lineterminator="\n"))
-    return found
+def _make(quick: bool) -> pd.DataFrame:
+    return measure_overhead(SIZES[:3], repeats=5) if quick else measure_overhead()
 
 
-@command("no measurement was kept")
+def _check(found: pd.DataFrame) -> None:
+    checks.tokens(found["n"], "n")
+    checks.seconds(found["value"], "value", unit="")
+    if set(found["unit"]) != {"s", "bytes"} or PAPER not in set(found["n"]):
+        raise InputError(f"it needs times and memory, for {PAPER} samples among others")
+
+
+KEPT = Kept("overhead", "times and peaks of planning and deciding on this machine", COLUMNS, _make, _check, "%.9g")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure into a csv; exit 0, 1 with one line for an error, 130 when interrupted (nothing is written)."""
-    parser = argparse.ArgumentParser(
-        prog="python -m disco_core.artifact.overhead",
-        description="Time planning and deciding on this machine, and write every time and the memory taken.",
-    )
-    parser.add_argument("--out", type=Path, default=OVERHEAD_CSV, help="csv to write (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, at most 100,000 samples: seconds")
-    options = parser.parse_args(argv)
-    rows = _measure(options.out, quick=options.quick)
-    print(f"{len(rows)} times and peaks of planning and deciding: {options.out}")
-    return 0
+    """Measure into a csv, as a command."""
+    does = "Time planning and deciding on this machine, and write every time and the memory taken."
+    return KEPT.main(argv, module="overhead", does=does, small="fewer repeats, at most 100,000 samples: seconds")
 
 
 if __name__ == "__main__":
