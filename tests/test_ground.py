@@ -112,7 +112,7 @@ def test_setup_says_in_one_line_what_the_machine_lacks(tmp_path, programs, told)
 
 
 def requirements(lines):
-    pairs = [re.fullmatch(r"([A-Za-z0-9_-]+)(?:>=(.+))?", line) for line in lines]
+    pairs = [re.fullmatch(r"([A-Za-z0-9_-]+)(?:>=([^,]+)(?:,<.+)?)?", line) for line in lines]
     return {pair[1].lower(): pair[2] for pair in pairs}
 
 

@@ -17,6 +17,9 @@ from typing import Any, get_args
 import matplotlib as mpl
 import pandas as pd
 import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -25,7 +28,7 @@ from disco_core.artifact.provenance import Kind, record
 from disco_core.errors import ArtifactError, InputError
 
 COLUMN_IN, PAGE_IN = 3.33, 7.0  # widths of a column and of a page of a two-column paper, inches
-FORMATS = ("svg", "pdf", "png")
+FORMATS = {"svg": FigureCanvasSVG, "pdf": FigureCanvasPdf, "png": FigureCanvasAgg}
 STYLE = Path(__file__).with_name("disco.mplstyle")
 
 # colour, dash and marker of a policy: told apart by the colour-blind, and in grey
@@ -114,7 +117,7 @@ def save(
     found = record(
         stem, caption=caption, kind=kind, source=source, parameters=parameters, data=data, measured=measured
     )
-    files = {f"{stem}.{suffix}": _render(fig, suffix) for suffix in FORMATS}
+    files = {f"{stem}.{suffix}": content for suffix, content in _rendered(fig).items()}
     files[f"{stem}.csv"] = numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
     files[f"{stem}.json"] = (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
     files |= {f"{stem}.{suffix}": text.encode() for suffix, text in (also or {}).items()}
@@ -192,13 +195,25 @@ def write_together(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
     return [folder / name for name in files]
 
 
-def _render(fig: Figure, suffix: str) -> bytes:
+def _rendered(fig: Figure) -> dict[str, bytes]:
+    """The figure in every format, laid out once and drawn once for each: `savefig` would do both once more."""
     # the style again: its salt and fonts decide the bytes, whatever the caller's settings are
     fixed = {name: value for name, value in _style().items() if name.split(".")[0] in ("svg", "pdf", "savefig")}
-    target = io.BytesIO()
+    found, shown = {}, (fig.canvas, fig.dpi, fig.get_layout_engine())
     with mpl.rc_context(fixed):
-        fig.savefig(target, format=suffix, metadata=_METADATA[suffix])
-    return target.getvalue()
+        try:
+            fig.draw_without_rendering()
+            fig.set_layout_engine("none")
+            for suffix, canvas in FORMATS.items():
+                fig.set_dpi(mpl.rcParams["savefig.dpi"])
+                target = io.BytesIO()
+                getattr(canvas(fig), f"print_{suffix}")(target, metadata=_METADATA[suffix])
+                found[suffix] = target.getvalue()
+        finally:
+            fig.set_canvas(shown[0])
+            fig.set_dpi(shown[1])
+            fig.set_layout_engine(shown[2])
+    return found
 
 
 def _style() -> Any:  # matplotlib types the keys one by one

@@ -21,7 +21,8 @@ from disco_core.errors import ArtifactError, InputError
 
 Kind = Literal["simulated", "computed", "measured"]
 _PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "seaborn")
-_WHERE_USED = {"sklearn": "scikit-learn", "statsmodels": "statsmodels", "sacrebleu": "sacrebleu"}  # module: package
+# by the module that is loaded where it is used; seaborn loads the top of statsmodels only to see that it is there
+_WHERE_USED = {"sklearn": "scikit-learn", "statsmodels.tsa": "statsmodels", "sacrebleu": "sacrebleu"}
 
 
 def record(
