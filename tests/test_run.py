@@ -1,6 +1,7 @@
 """Notebooks run by name with known parameters only; what fails says so in a line and leaves no half output."""
 
 import functools
+import ast
 import json
 import signal
 import subprocess
@@ -192,3 +193,13 @@ def test_every_notebook_has_documented_parameters_and_no_outputs():
         assert not any(cell["outputs"] or cell["execution_count"] for cell in code), path.name
         for parameter in run.parameters(path).values():
             assert parameter.help, f"{path.name}: {parameter.name} says no meaning"
+
+
+def test_no_cell_of_a_notebook_ends_with_what_a_call_for_its_effect_returns():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in json.loads(path.read_text())["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] != "code" or source.endswith(";") or not (body := ast.parse(source).body):
+                continue
+            called = getattr(getattr(getattr(body[-1], "value", None), "func", None), "attr", "")
+            assert called not in {"save", "save_table", "legend", "set", "plot"}, f"{path.name}: {source[-80:]}"
