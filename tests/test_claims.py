@@ -148,14 +148,56 @@ def test_an_id_in_two_files_or_unknown_to_the_table_is_an_error(decide, table, t
     assert claims_table.main([str(tmp_path / "figures")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     (tmp_path / "figures" / "traces.claims.json").write_text(
-        '[{"id": "X", "verdict": "PASS", "ours": null, "reason": ""}]'
+        '[{"id": "X", "verdict": "PASS", "ours": {"text": "1", "median": 1}, "reason": ""}]'
     )
     with pytest.raises(ArtifactError, match=r"traces\.claims\.json judges 'X'"):
         claims_table.lines(tmp_path / "figures")
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "{}", "3", "[1]", '[{"id": 1}]', '{"id": "B1"}', '[{"id": "B1", "verdict": "PASS"}]']
+    ("cell", "other", "told"),
+    [
+        ("11..52,2", "11..29,0", "paper"),
+        ("0.1,median within", "7,median within", "kind or tolerance"),
+        ("at least,60", "at most,60", "kind or tolerance"),
+        ("2,median within", "2,mean within", "rule"),
+        ("dispatch\nM1", "tail\nM1", "exhibit"),
+    ],
+)
+def test_a_verdict_by_another_rule_than_the_table_s_is_none(decide, table, tmp_path, cell, other, told):
+    for id, ours in {"B1": 30, "B2": 30, "L1": 100}.items():
+        decide(id, ours)
+    assert [one.verdict for one in claims_table.lines(tmp_path / "figures", table)[:3]] == ["PASS", "DIFFERS", "PASS"]
+    table.write_text(table.read_text().replace(cell, other))
+    (changed,) = (
+        one for one in claims_table.lines(tmp_path / "figures", table) if f"another {told} than" in one.reason
+    )
+    assert changed.verdict == "MISSING"
+    assert changed.ours == "-"
+
+
+def test_a_table_that_a_spreadsheet_wrote_is_read(table):
+    before = claims.load(table)
+    table.write_text("\ufeff" + table.read_text().replace("\n", "\r\n"))
+    assert claims.load(table) == before
+
+
+def test_a_folder_that_is_not_there_is_told(table, tmp_path):
+    with pytest.raises(ArtifactError, match=r"no folder .*none.*make reproduce"):
+        claims_table.lines(tmp_path / "none", table)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "{}", "3", "[1]", '[{"id": 1}]', '{"id": "B1"}', '[{"id": "B1", "verdict": "PASS"}]'),
+        '[{"id": "B1", "verdict": "PASS", "ours": "54", "reason": ""}]',
+        '[{"id": "B1", "verdict": "PASS", "ours": null, "reason": ""}]',
+        '[{"id": "B1", "verdict": "PASS", "ours": {"text": 5, "median": 5}, "reason": ""}]',
+        '[{"id": "B1", "verdict": "PASS", "ours": {"text": "5"}, "reason": ""}]',
+        '[{"id": "B1", "verdict": "PASS", "ours": {"text": "5", "median": 5}, "reason": 5}]',
+        '[{"id": "B1", "verdict": "GOOD", "ours": {"text": "5", "median": 5}, "reason": ""}]',
+    ],
 )
 def test_a_broken_claims_file_is_named(decide, table, tmp_path, content):
     (tmp_path / "figures").mkdir()
@@ -175,9 +217,13 @@ def test_a_broken_claims_file_is_named(decide, table, tmp_path, content):
         ("X,s,P,x,band,52..11,2,r,PASS,e", r"paper is '52\.\.11'"),
         ("X,s,P,x,band,nan,2,r,PASS,e", "paper is 'nan'"),
         ("X,s,P,x,band,11,-1,r,PASS,e", "tolerance is '-1'"),
-        ("X,s,P,x,band,11,wide,r,PASS,e", "wide"),
+        ("X,s,P,x,band,11,wide,r,PASS,e", "tolerance is 'wide'"),
+        ("X,s,P,x,band,inf,1,r,PASS,e", "paper is 'inf'"),
+        (",s,P,x,band,11,1,r,PASS,e", "id is empty"),
+        ("X,s,P,,band,11,1,r,PASS,e", "statement is empty"),
+        ("X,s,P,x,band,11,1,r,PASS,e,more", "a field, or the table a column, too many"),
         ("X,s,P,x,trend,up,0,looks right,PASS,e", "sign test p < 0.05"),
-        ("X,s,P,x,band,11", "columns"),
+        ("X,s,P,x,band,11", "it has no tolerance, rule, expected, exhibit; the columns are"),
     ],
 )
 def test_a_bad_row_of_the_table_is_named(tmp_path, row, told):

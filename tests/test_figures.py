@@ -140,12 +140,15 @@ def test_the_digest_follows_code_and_data_and_nothing_else(tmp_path):
         ({"kind": "guessed"}, "simulated, computed, measured"),
         ({"caption": " "}, "caption"),
         ({"parameters": {"rng": object()}}, "plain values"),
+        ({"out": ""}, "out is ''"),
+        ({"out": ROOT}, "a folder of their own"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(tmp_path, more, told):
     with pytest.raises(InputError, match=told):
-        save(tmp_path / "figures", **more)
+        save(**{"out": tmp_path / "figures"} | more)
     assert not (tmp_path / "figures").exists()
+    assert not list(ROOT.glob("try_one.*"))
 
 
 def test_a_full_disk_leaves_the_earlier_exhibit_whole(tmp_path, monkeypatch):
@@ -226,6 +229,32 @@ def test_the_gallery_shows_every_exhibit(tmp_path, capsys):
     (tmp_path / "try_one.pdf").unlink()
     assert gallery.main([str(tmp_path)]) == 1
     assert "exhibit try_one has no try_one.pdf" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".csv"])
+@pytest.mark.parametrize("content", ["", "other"])
+def test_a_file_that_was_changed_since_is_told(tmp_path, suffix, content):
+    save(tmp_path)
+    (tmp_path / f"try_one{suffix}").write_text(content)
+    with pytest.raises(ArtifactError, match=rf"try_one\{suffix} is not what was rendered"):
+        gallery.exhibits(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["simulated", "measured"])
+def test_provenance_of_another_shape_is_told_whatever_it_is(tmp_path, kind):
+    save(tmp_path, kind=kind)
+    path = tmp_path / "try_one.json"
+    whole = json.loads(path.read_text())
+    for name in whole:
+        for wrong in (None, 5, [], "x", {}):
+            if type(wrong) is type(whole[name]) or (name == "notebook" and wrong in (None, "x")):
+                continue
+            path.write_text(json.dumps(whole | {name: wrong}))
+            with pytest.raises(ArtifactError, match=r"try_one\.json is not the provenance"):
+                gallery.exhibits(tmp_path)
+        path.write_text(json.dumps({key: value for key, value in whole.items() if key != name}))
+        with pytest.raises(ArtifactError, match=r"try_one\.json is not the provenance"):
+            gallery.exhibits(tmp_path)
 
 
 def test_a_gallery_of_nothing_or_of_a_broken_file_is_an_error(tmp_path):

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import disco_core as dc
@@ -195,3 +196,10 @@ def test_a_long_prompt_is_as_long_as_asked_for_and_ends_with_its_question():
 def test_pd_device_has_no_other_server(tmp_path, capsys):
     assert live.main(["pd", "--server", "openai:x", "--out", str(tmp_path / "pd")]) == 2
     assert "for live only" in capsys.readouterr().err
+
+
+def test_a_device_that_longer_prompts_take_no_longer_is_told_as_a_disturbed_measurement():
+    pairs = pd.DataFrame({"prompt_tokens": [20, 90], "device_s": [0.9, 0.4]})
+    rates = pd.DataFrame({"end": ["device"], "gap_s": [0.02]})
+    with pytest.raises(dc.ArtifactError, match=r"disturbed.*leave it to itself and run the same command again"):
+        answers.device_profile(pairs, rates)

@@ -86,6 +86,25 @@ def test_an_exhibit_older_than_its_data_is_refused(folder):
         report.report(folder, folder / "report.html", folder)
 
 
+def test_what_another_run_printed_is_left_out(tmp_path):
+    (shown,) = (one for one in gallery.exhibits() if one["stem"] == "dispatch_tail")
+    book = json.loads((ROOT / "notebooks" / "dispatch.ipynb").read_text())
+    source, path = book["cells"], tmp_path / "dispatch.ipynb"
+
+    def kept(parameters, *cells):
+        metadata = {"papermill": {"parameters": parameters}}
+        path.write_text(json.dumps({"cells": cells, "metadata": metadata}))
+        return report._executed(path, source, [shown])
+
+    injected = {"cell_type": "code", "source": "quick = False", "metadata": {"tags": ["injected-parameters"]}}
+    as_it_was = {"quick": False, "out": "elsewhere"}
+    assert len(kept(as_it_was, source[0], injected, *source[1:])) == len(source) + 1
+    assert kept({"quick": True}, source[0], injected, *source[1:]) == []
+    assert kept(as_it_was, source[0], injected, *source[1:-1], source[-1] | {"source": "other"}) == []
+    path.unlink()
+    assert report._executed(path, source, [shown]) == []
+
+
 def test_text_of_others_is_text(folder):
     path = folder / "dispatch_d4.json"
     found = json.loads(path.read_text()) | {"caption": "a < b & <b>c</b>"}

@@ -1,7 +1,8 @@
 """Notebooks run by name with known parameters only; what fails says so in a line and leaves no half output."""
 
-import functools
 import ast
+import base64
+import functools
 import json
 import signal
 import subprocess
@@ -193,6 +194,18 @@ def test_every_notebook_has_documented_parameters_and_no_outputs():
         assert not any(cell["outputs"] or cell["execution_count"] for cell in code), path.name
         for parameter in run.parameters(path).values():
             assert parameter.help, f"{path.name}: {parameter.name} says no meaning"
+
+
+def test_a_notebook_shows_a_figure_as_it_was_saved_and_once(notebook, tmp_path):
+    first = (
+        "import matplotlib.pyplot as plt, pandas as pd\nfrom disco_core.artifact import figures\nfigures.use_style()"
+    )
+    about = "caption='c', kind='simulated', source='s', parameters={}, out=out"
+    drawn = f"figures.save(plt.subplots()[0], 'try_one', pd.DataFrame({{'x': [1]}}), {about});"
+    executed = run.run(notebook(first, drawn), tmp_path / "runs", out=str(tmp_path / "figures"))
+    shown = [out for cell in nbformat.read(executed, as_version=4).cells for out in cell.outputs]
+    (picture,) = (base64.b64decode(one.data["image/png"]) for one in shown)
+    assert picture == (tmp_path / "figures" / "try_one.png").read_bytes()
 
 
 def test_no_cell_of_a_notebook_ends_with_what_a_call_for_its_effect_returns():

@@ -326,7 +326,7 @@ def test_when_the_cluster_goes_away_finished_cells_are_kept(tmp_path, kept, monk
     assert sorted((tmp_path / "calls").read_text().split()) == list("01234567")
 
 
-@pytest.mark.parametrize("scheme", ["tcp", "nowhere"])
+@pytest.mark.parametrize("scheme", ["tcp", "tls", "nowhere"])
 def test_a_scheduler_that_does_not_answer_is_named_at_once(monkeypatch, scheme):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -337,6 +337,14 @@ def test_a_scheduler_that_does_not_answer_is_named_at_once(monkeypatch, scheme):
     with pytest.raises(SweepError, match=f"no Dask scheduler answers .*scheduler {address}.*; 0 of 1 cells"):
         sweep(lambda n: {"n": n}, [{"n": 1}])
     assert time.monotonic() - start < 10
+
+
+def test_what_takes_the_connection_and_says_nothing_is_no_scheduler(monkeypatch):
+    monkeypatch.setattr(module, "CONNECT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv(module.ADDRESS, f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(SweepError, match=r"no Dask scheduler answers .* does not speak Dask"):
+            sweep(lambda n: {"n": n}, [{"n": 1}])
 
 
 def test_dask_is_not_imported_before_it_is_asked_for():

@@ -12,6 +12,7 @@ import pandas as pd
 from disco_core.cost import End
 from disco_core.delivery import quality_of_experience, time_between_tokens
 from disco_core.endpoints.base import Endpoint, Prefix, Token
+from disco_core.errors import ArtifactError, InputError
 from disco_core.latency import DeviceProfile
 from disco_core.record import Record, StreamedToken
 
@@ -85,8 +86,12 @@ async def timed_answer(end: Endpoint, prompt: str, n: int, begun: Sequence[Token
 
 
 def device_profile(pairs: pd.DataFrame, rates: pd.DataFrame) -> DeviceProfile:
-    """The device as pairs and rates show it."""
-    return DeviceProfile.fit(pairs["prompt_tokens"], pairs["device_s"], decode_rate("device", rates))
+    """The device as pairs and rates show it. ArtifactError where longer prompts did not take it longer."""
+    try:
+        return DeviceProfile.fit(pairs["prompt_tokens"], pairs["device_s"], decode_rate("device", rates))
+    except InputError as error:
+        told = "something else kept this machine busy; leave it to itself and run the same command again"
+        raise ArtifactError(f"measuring was disturbed: {error}; {told}") from None
 
 
 def decode_rate(end: str, rates: pd.DataFrame) -> float:

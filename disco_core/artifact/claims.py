@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from disco_core.artifact.files import DATA, FIGURES, ROOT, write_atomic
+from disco_core.artifact.files import DATA, FIGURES, ROOT, folder, write_atomic
 from disco_core.errors import ArtifactError, InputError
 
 PASS, DIFFERS, NOT_TESTED, MISSING = "PASS", "DIFFERS", "NOT TESTED", "MISSING"
@@ -61,14 +61,14 @@ def load(table: Path | None = None) -> dict[str, Claim]:
     """Every claim by id, in the table's order. Raises ArtifactError naming the row and what is allowed."""
     table = table or TABLE
     try:
-        with table.open(newline="", encoding="utf-8") as file:
+        with table.open(newline="", encoding="utf-8-sig") as file:  # a spreadsheet may have put a mark before it
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactError(f"cannot read the claims table {table}: {error}") from None
     claims: dict[str, Claim] = {}
     for number, row in enumerate(rows, start=2):
-        if set(row) != set(_COLUMNS) or None in row.values():
-            raise ArtifactError(f"{table.name} line {number}: the columns must be {', '.join(_COLUMNS)}")
+        if wrong := _fields(row):
+            raise ArtifactError(f"{table.name} line {number}: {wrong}; the columns are {', '.join(_COLUMNS)}")
         try:
             claim = _claim(row)
         except ValueError as error:
@@ -81,6 +81,16 @@ def load(table: Path | None = None) -> dict[str, Claim]:
     return claims
 
 
+def _fields(row: dict[str, str]) -> str:
+    """What is wrong with a row's fields as such."""
+    missing = [name for name in _COLUMNS if row.get(name) is None]
+    if missing:
+        return f"it has no {', '.join(missing)}"
+    if set(row) != set(_COLUMNS):  # DictReader puts fields without a column under None
+        return "it has a field, or the table a column, too many"
+    return ", ".join(f"{name} is empty" for name in ("id", "source", "statement", "rule") if not row[name].strip())
+
+
 def _claim(row: dict[str, str]) -> Claim:
     for column, allowed in (
         ("kind", _KINDS),
@@ -90,9 +100,13 @@ def _claim(row: dict[str, str]) -> Claim:
         if row[column] not in allowed:
             raise ValueError(f"{column} is {row[column]!r}, allowed are {', '.join(allowed)}")
     low, high = _interval(row["paper"])
-    claim = Claim(**(row | {"tolerance": float(row["tolerance"] or 0), "low": low, "high": high}))  # type: ignore[arg-type]
-    if not 0 <= claim.tolerance < math.inf:
+    try:
+        tolerance = float(row["tolerance"] or 0)
+    except ValueError:
+        tolerance = math.nan
+    if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance is {row['tolerance']!r}, it must be a finite number of at least 0")
+    claim = Claim(**(row | {"tolerance": tolerance, "low": low, "high": high}))  # type: ignore[arg-type]
     if claim.expected != NOT_TESTED:
         _require_testable(claim)
     return claim
@@ -109,7 +123,7 @@ def _interval(paper: str) -> tuple[float, float]:
 def _require_testable(claim: Claim) -> None:
     if claim.kind == "trend" and not 0 < claim.alpha < 1:
         raise ValueError(f"the rule of a trend names its test as `sign test p < 0.05`, not {claim.rule!r}")
-    if claim.kind != "trend" and not claim.low <= claim.high:
+    if claim.kind != "trend" and not -math.inf < claim.low <= claim.high < math.inf:
         raise ValueError(f"paper is {claim.paper!r}, it must be a number or low..high")
 
 
@@ -165,8 +179,7 @@ def _get(id: str, table: Path | None) -> Claim:
 
 def _test_median(claim: Claim, values: NDArray[np.float64]) -> tuple[bool, str, str]:
     median = float(np.median(values))
-    low = -math.inf if claim.kind == "at most" else claim.low - claim.tolerance
-    high = math.inf if claim.kind == "at least" else claim.high + claim.tolerance
+    low, high = _bounds(claim)
     slack = 1e-9 * max(
         1.0, abs(median)
     )  # a bound that is met exactly is met, whatever the rounding of low - tolerance
@@ -175,6 +188,12 @@ def _test_median(claim: Claim, values: NDArray[np.float64]) -> tuple[bool, str, 
         text = f"median {median:.4g} of {values.size} ({values.min():.4g} to {values.max():.4g})"
     bound, side = (low, "below") if median < low else (high, "above")
     return low - slack <= median <= high + slack, text, f"{median:.4g} is {side} {bound:.4g}"
+
+
+def _bounds(claim: Claim) -> tuple[float, float]:
+    """The interval in which a median passes."""
+    low = -math.inf if claim.kind == "at most" else claim.low - claim.tolerance
+    return low, math.inf if claim.kind == "at least" else claim.high + claim.tolerance
 
 
 def _test_trend(claim: Claim, values: NDArray[np.float64]) -> tuple[bool, str, str]:
@@ -187,7 +206,7 @@ def _test_trend(claim: Claim, values: NDArray[np.float64]) -> tuple[bool, str, s
 
 
 def _record(claim: Claim, verdict: str, ours: object, reason: str, stem: str, out: str | Path) -> Verdict:
-    path = ROOT / out / f"{stem}.claims.json"
+    path = folder(out) / f"{stem}.claims.json"
     entry: Verdict = {
         "id": claim.id,
         "verdict": verdict,
@@ -206,13 +225,32 @@ def _record(claim: Claim, verdict: str, ours: object, reason: str, stem: str, ou
 def _read(path: Path) -> list[Verdict]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
-        known = {PASS, DIFFERS, NOT_TESTED}
-        whole = isinstance(entries, list) and all({"id", "ours", "reason"} <= one.keys() for one in entries)
-        if whole and all(isinstance(one["id"], str) and one["verdict"] in known for one in entries):
+        if isinstance(entries, list) and all(map(_whole, entries)):
             return list(entries)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
     raise ArtifactError(f"{path} is not a list of verdicts; delete it and run its notebook again")
+
+
+def _whole(entry: Verdict) -> bool:
+    """Whether an entry says who is judged, how, and, where it was tested, with which value."""
+    texts = isinstance(entry["id"], str) and isinstance(entry["reason"], str)
+    if entry["verdict"] == NOT_TESTED:
+        return texts and entry["ours"] is None
+    value = isinstance(entry["ours"]["text"], str) and isinstance(entry["ours"]["median"], int | float)
+    return texts and entry["verdict"] in (PASS, DIFFERS) and value
+
+
+def _judged_otherwise(claim: Claim, entry: Verdict) -> str:
+    """What of the table's row an entry was not judged by, as far as it tells; nothing if it was."""
+    other = [name for name in ("paper", "rule", "exhibit") if entry.get(name) != getattr(claim, name)]
+    if other or entry["verdict"] == NOT_TESTED or claim.kind == "trend":
+        return ", ".join(other)
+    median = entry["ours"]["median"]
+    low, high = _bounds(claim)
+    rounding = 1e-5 * max(1.0, abs(median))  # in the file it has six digits
+    near = min(abs(median - low), abs(median - high)) <= rounding
+    return "" if near or (low <= median <= high) == (entry["verdict"] == PASS) else "kind or tolerance"
 
 
 def _natural(id: str) -> list[tuple[int, str]]:
@@ -227,19 +265,30 @@ def _rounded(value: float) -> float:
 def verdicts(directory: str | Path = FIGURES, table: Path | None = None) -> dict[str, Verdict]:
     """The verdict of every claim of the table, from the claims files of a directory.
 
-    A claim without a file entry is NOT TESTED where that is expected, else MISSING.
-    Raises ArtifactError where an id stands in two files or is not in the table.
+    A claim without a file entry is NOT TESTED where that is expected, else MISSING; MISSING is also one that was
+    judged by another rule than the table's.
+    Raises ArtifactError where an id stands in two files or is not in the table, or the directory is not there.
     """
     claims = load(table)
+    if not (ROOT / directory).is_dir():
+        raise ArtifactError(f"no folder {directory}; run `make reproduce` first")
     found: dict[str, Verdict] = {}
     where: dict[str, str] = {}
     for path in sorted((ROOT / directory).glob("*.claims.json")):
         for entry in _read(path):
             id = entry["id"]
             if id in where:
-                raise ArtifactError(f"claim {id} has a verdict in {where[id]} and in {path.name}; one must go")
+                both = (
+                    f"two verdicts in {path.name}"
+                    if where[id] == path.name
+                    else f"a verdict in {where[id]} and in {path.name}"
+                )
+                raise ArtifactError(f"claim {id} has {both}; one must go")
             if id not in claims:
                 raise ArtifactError(f"{path.name} judges {id!r}, which the claims table does not list")
+            if other := _judged_otherwise(claims[id], entry):
+                told = f"judged by another {other} than data/claims.csv has; run `make reproduce`"
+                entry = {"verdict": MISSING, "ours": None, "reason": told}
             found[id], where[id] = entry, path.name
     for id, claim in claims.items():
         if id not in found:

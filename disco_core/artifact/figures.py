@@ -5,16 +5,19 @@ from; a table is also .md and .tex. All are made before the first is put in plac
 the same bytes at every run.
 """
 
+import hashlib
 import io
 import json
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -23,7 +26,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from disco_core.artifact.files import FIGURES, ROOT, write_atomic
+from disco_core.artifact.files import FIGURES, folder, write_atomic
 from disco_core.artifact.provenance import Kind, record
 from disco_core.errors import ArtifactError, InputError
 
@@ -93,7 +96,7 @@ def save(
     measured: str | Path | None = None,
     also: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write one exhibit to `out` (relative to the project's root) and return its paths.
+    """Write one exhibit to `out` (relative to the project's root) and return its paths; a notebook then shows it.
 
     stem        lower-case, starts with the stem of its notebook: `dispatch`, `dispatch_tail`
     numbers     what the figure shows, one row a point; floats are written with 6 significant digits
@@ -110,6 +113,7 @@ def save(
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", stem):
         raise InputError(f"stem {stem!r} must be lower-case words joined by _, the first its notebook's name")
+    where = folder(out)
     if kind not in get_args(Kind):
         raise InputError(f"kind {kind!r} must be one of {', '.join(get_args(Kind))}")
     if numbers.empty or not caption.strip():
@@ -119,9 +123,12 @@ def save(
     )
     files = {f"{stem}.{suffix}": content for suffix, content in _rendered(fig).items()}
     files[f"{stem}.csv"] = numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
-    files[f"{stem}.json"] = (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
     files |= {f"{stem}.{suffix}": text.encode() for suffix, text in (also or {}).items()}
-    return write_together(ROOT / out, files)
+    found["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    files[f"{stem}.json"] = (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
+    paths = write_together(where, files)
+    _show(fig, files[f"{stem}.png"])
+    return paths
 
 
 def save_table(
@@ -151,7 +158,8 @@ def table_figure(table: pd.DataFrame, *, width: float = PAGE_IN, digits: int = 3
         raise InputError("a table figure needs at least one row")
     rows = _cells(table, digits)
     names = [str(name) for name in table.columns]
-    widths = [max(len(row[k]) for row in [names, *rows]) + 2 for k in range(len(names))]
+    # names are bold, so wider
+    widths = [max(1.2 * len(name), *(len(row[k]) for row in rows)) + 2 for k, name in enumerate(names)]
     with mpl.rc_context(_style()):
         fig = Figure(figsize=(width, 0.19 * (len(rows) + 1) + 0.08))
         fig.set_layout_engine("none")
@@ -174,25 +182,25 @@ def table_figure(table: pd.DataFrame, *, width: float = PAGE_IN, digits: int = 3
     return fig
 
 
-def write_together(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
+def write_together(where: Path, files: Mapping[str, bytes]) -> list[Path]:
     """Write several files of a folder: all are on the disk before the first one replaces its earlier self.
 
     Raises ArtifactError, with the earlier files whole, where the disk is full or the folder is not writable.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as aside:
+        where.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=where, prefix=".writing-") as aside:
             for name, content in files.items():
                 write_atomic(Path(aside) / name, content)
             for name in files:
-                os.replace(Path(aside) / name, folder / name)
+                os.replace(Path(aside) / name, where / name)
     except (OSError, ArtifactError) as error:
         why = error if isinstance(error, OSError) else error.__cause__
         text = getattr(why, "strerror", None) or str(error)
         raise ArtifactError(
-            f"cannot write {', '.join(files)} in {folder}: {text}; free space or choose another folder"
+            f"cannot write {', '.join(files)} in {where}: {text}; free space or choose another folder"
         ) from None
-    return [folder / name for name in files]
+    return [where / name for name in files]
 
 
 def _rendered(fig: Figure) -> dict[str, bytes]:
@@ -214,6 +222,17 @@ def _rendered(fig: Figure) -> dict[str, bytes]:
             fig.set_dpi(shown[1])
             fig.set_layout_engine(shown[2])
     return found
+
+
+def _show(fig: Figure, png: bytes) -> None:
+    """Show a figure of pyplot's as it was saved, where a notebook runs, in place of drawing it once more."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if fig.canvas.manager is None or shell is None or not shell.has_trait("kernel"):  # a terminal has no place for it
+        return
+    from IPython.display import Image, display
+
+    display(Image(png, width=round(96 * fig.get_figwidth())))  # type: ignore[no-untyped-call]
+    plt.close(fig)
 
 
 def _style() -> Any:  # matplotlib types the keys one by one

@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from disco_core.errors import ArtifactError
+from disco_core.errors import ArtifactError, InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "data"
@@ -16,6 +16,13 @@ READING_ORDER = (
     *("summary", "traces", "endpoints", "dispatch", "migration", "live", "pd_device", "quality", "qoe"),
     *("arrivals", "prediction", "sensitivity", "costs", "overhead", "chat"),
 )
+
+
+def folder(out: Path | str) -> Path:
+    """A folder for exhibits, given absolute or relative to the project's root, which itself it must not be."""
+    if (ROOT / out).resolve() == ROOT:
+        raise InputError(f"out is {str(out)!r}; exhibits need a folder of their own, such as figures")
+    return ROOT / out
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> Path:

@@ -4,19 +4,19 @@ python -m disco_core.artifact.gallery figures
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from disco_core.artifact.commands import command
 from disco_core.artifact.files import FIGURES, ROOT, write_atomic
-from disco_core.artifact.provenance import changed
+from disco_core.artifact.provenance import Kind, changed
 from disco_core.errors import ArtifactError
 
-_SUFFIXES, _TABLES = ("svg", "pdf", "png", "csv"), ("md", "tex")
 _HEAD = """# Figures
 
 Every exhibit is one stem: the picture as .svg, .pdf and .png, its numbers as .csv (tables also as .md and .tex),
@@ -31,9 +31,9 @@ This page is written by `make reproduce`.
 
 
 def exhibits(directory: str | Path = FIGURES) -> list[dict[str, Any]]:
-    """The provenance of every exhibit, in the order of their stems; `files` lists its suffixes.
+    """The provenance of every exhibit, in the order of their stems.
 
-    Raises ArtifactError where there is no exhibit, one has lost a file, or its data have changed since.
+    Raises ArtifactError where there is no exhibit, one has lost a file, or it or its data have changed since.
     """
     folder = ROOT / directory
     paths = sorted(path for path in folder.glob("*.json") if not path.name.endswith(".claims.json"))
@@ -62,7 +62,7 @@ def origin(found: Mapping[str, Any]) -> str:
 
 def _section(found: dict[str, Any]) -> str:
     stem = found["stem"]
-    links = " · ".join(f"[{suffix}]({stem}.{suffix})" for suffix in found["files"])
+    links = " · ".join(f"[{name.rpartition('.')[2]}]({name})" for name in [*found["files"], f"{stem}.json"])
     return f"""## {stem}
 
 ![{stem}]({stem}.svg)
@@ -85,21 +85,29 @@ def _kind(found: Mapping[str, Any]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     found = _provenance(path)
-    for suffix in _SUFFIXES:
-        if not path.with_suffix(f".{suffix}").exists():
-            raise ArtifactError(f"exhibit {path.stem} has no {path.stem}.{suffix}; run its notebook again")
+    for name, digest in found["files"].items():
+        try:
+            content = (path.parent / name).read_bytes()
+        except OSError:
+            raise ArtifactError(f"exhibit {path.stem} has no {name}; run its notebook again") from None
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise ArtifactError(f"{name} is not what was rendered; restore it, or run its notebook again")
     if older := changed(found):
         raise ArtifactError(f"exhibit {path.stem} is older than {', '.join(older)}; run `make reproduce`")
-    also = [suffix for suffix in _TABLES if path.with_suffix(f".{suffix}").exists()]
-    return found | {"files": [*_SUFFIXES, *also, "json"]}
+    return found
 
 
 def _provenance(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        needed = {"stem", "kind", "caption", "source", "notebook", "digest", "data", "parameters", "packages"}
-        needed |= {"machine", "date"} if found["kind"] == "measured" else set()
-        if needed <= found.keys() and isinstance(found["data"], dict):
+        texts = [found[name] for name in ("caption", "source", "digest")]
+        texts += [found["notebook"]] if found["notebook"] is not None else []
+        dicts = [found[name] for name in ("data", "files", "parameters", "packages")]
+        whole = found["stem"] == path.stem and found["kind"] in get_args(Kind)
+        if found["kind"] == "measured":
+            texts += [found["date"], found["machine"]["cpu"]]
+            whole &= {"cores", "memory_gib"} <= found["machine"].keys()
+        if whole and all(isinstance(one, str) for one in texts) and all(isinstance(one, dict) for one in dicts):
             return dict(found)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass

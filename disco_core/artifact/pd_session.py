@@ -173,14 +173,19 @@ class _Session:
         tables["tokens"] = pd.DataFrame([token for _, kept in answers for token in kept], columns=s.tables["tokens"])
         return tables
 
-    async def _forget(self) -> None:
-        """Nothing of a prompt is left at the device: what it reads next begins otherwise."""
-        await timed_answer(self.device, "Hi", 1)
+    async def _forget(self) -> dict[str, Any]:
+        """Nothing of a prompt is left at the device: what it reads next begins otherwise. How long "Hi" took it."""
+        answer = await timed_answer(self.device, "Hi", 1)
+        first_s = answer[0][1] if answer else None
+        return {"end": "device", "prompt_tokens": self.device.count("Hi"), "device_s": first_s}
 
     async def _profile(self) -> AsyncIterator[dict[str, Any]]:
-        """Both ends at once, as they will be; first an answer that warms them up and is not kept."""
+        """Both ends at once, as they will be; first an answer that warms them up and is not kept.
+
+        A prompt of next to nothing says where the device's line begins.
+        """
         for k, built in enumerate([self.built[0], *self.built]):
-            await self._forget()
+            shortest = await self._forget()
             await timed_answer(self.server, built, 1)
             both = (timed_answer(self.server, built, 48), timed_answer(self.device, built, 16))
             times = [[at for _, at in answer] for answer in await asyncio.gather(*both)]
@@ -189,6 +194,7 @@ class _Session:
                 for gap in np.diff(answer) if k else ():
                     yield {"end": end.name, "gap_s": gap}
             if k:
+                yield shortest
                 yield {"end": "device", "prompt_tokens": self.device.count(built), "device_s": times[1][0]}
 
     def _refined(self) -> tuple[pd.DataFrame, list[list[int]]]:

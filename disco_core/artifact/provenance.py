@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from disco_core.artifact.files import DATA, ROOT
+from disco_core.artifact.files import DATA, FIGURES, ROOT
 from disco_core.errors import ArtifactError, InputError
 
 Kind = Literal["simulated", "computed", "measured"]
@@ -82,9 +82,13 @@ def digest(notebook: Path, files: Iterable[Path], parameters: Mapping[str, Any])
 
 
 def changed(found: Mapping[str, Any]) -> list[str]:
-    """The data files of an exhibit that are not what they were when it was rendered; one that is gone is not told."""
+    """The data files of an exhibit that are not what they were when it was rendered.
+
+    What was measured or fetched may be gone, or be another machine's; what is committed may not.
+    """
     paths = {name: ROOT / name for name in found["data"]}
-    return [name for name, path in paths.items() if path.is_file() and _sha256(path) != found["data"][name]]
+    here = {name: path for name, path in paths.items() if path.is_file() or path.parent in (DATA, FIGURES)}
+    return [name for name, path in here.items() if not path.is_file() or _sha256(path) != found["data"][name]]
 
 
 def machine() -> dict[str, Any]:

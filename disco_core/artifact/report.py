@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from disco_core.artifact import claims_table
+from disco_core.artifact.claims import MISSING
 from disco_core.artifact.commands import command
 from disco_core.artifact.files import BUILD, FIGURES, READING_ORDER, ROOT, write_atomic
 from disco_core.artifact.gallery import citation, exhibits, origin
@@ -52,11 +53,12 @@ def report(
         version=metadata.version("disco-core"),
         commit=_commit(),
         machine=machine(),
-        packages=found[0]["packages"],
+        packages=dict(sorted({name: its for one in found for name, its in one["packages"].items()}.items())),
         claims=shown,
         count=claims_table.count(shown),
         known={one["stem"] for one in found},
-        chapters=_chapters(found, ROOT / directory, ROOT / executed),
+        chapters=(chapters := _chapters(found, ROOT / directory, ROOT / executed)),
+        silent=not any(one["printed"] for chapter in chapters for one in chapter["exhibits"]),
     )
     return write_atomic(ROOT / out, page)
 
@@ -70,12 +72,13 @@ def _chapters(found: Iterable[Mapping[str, Any]], folder: Path, executed: Path) 
     chapters = []
     for stem in (name for name in order if name in by_notebook):
         source = _notebook(ROOT / "notebooks" / f"{stem}.ipynb")
-        run = _notebook(executed / f"{stem}.ipynb")
+        run = _executed(executed / f"{stem}.ipynb", source, by_notebook[stem])
         shown = [_exhibit(one, folder, source, run) for one in by_notebook[stem]]
         shown.sort(key=lambda one: one["cell"])
         for one, following in itertools.pairwise(shown):  # of one cell: its text once, above; what it printed below
             if one["cell"] == following["cell"]:
                 following["told"], one["printed"] = "", ""
+                following["beside"] = one["beside"] or one["stem"]
         title, question = _opening(source) or (stem, "")
         chapters.append({"stem": stem, "title": title, "question": question, "exhibits": shown})
     return chapters
@@ -88,9 +91,10 @@ def _exhibit(found: Mapping[str, Any], folder: Path, source: list[Any], run: lis
         "stem": stem,
         "caption": found["caption"],
         "told": told,
+        "beside": "",  # the exhibit of the same cell that its text stands above
         "printed": _printed(run, stem),
         "cell": at,
-        "table": _table(folder / f"{stem}.md") if "md" in found["files"] else "",
+        "table": _table(folder / f"{stem}.md") if f"{stem}.md" in found["files"] else "",
         "picture": base64.b64encode((folder / f"{stem}.svg").read_bytes()).decode(),
         "origin": origin(found),
         "parameters": found["parameters"],
@@ -102,17 +106,32 @@ def _exhibit(found: Mapping[str, Any], folder: Path, source: list[Any], run: lis
 
 def _table(path: Path) -> str:
     """A table exhibit as HTML; nothing where it is too long to read."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")  # as it was rendered: its digest was compared
     return "" if text.count("\n") > _LONGEST_TABLE else _html(text)
 
 
 def _notebook(path: Path) -> list[Any]:
+    return list(_book(path).get("cells", []))
+
+
+def _book(path: Path) -> dict[str, Any]:
     if not path.exists():
-        return []
+        return {}
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["cells"])
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {"cells": list(found["cells"]), "metadata": dict(found["metadata"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"{path} is not a readable notebook: {error}") from None
+
+
+def _executed(path: Path, source: list[Any], shown: Iterable[Mapping[str, Any]]) -> list[Any]:
+    """The cells of an executed notebook; none where it is of another version, or ran with other parameters."""
+    book = _book(path)
+    run, given = book.get("cells", []), book.get("metadata", {}).get("papermill", {}).get("parameters", {})
+    own = [cell for cell in run if "injected-parameters" not in cell["metadata"].get("tags", [])]
+    alike = [_text(cell) for cell in own] == [_text(cell) for cell in source]
+    asked = ((one["parameters"].get(name, value), value) for one in shown for name, value in given.items())
+    return run if alike and all(its == value for its, value in asked) else []
 
 
 def _opening(source: list[Any]) -> tuple[str, str] | None:
@@ -183,6 +202,8 @@ def main(argv: list[str] | None = None) -> int:
     given = options.parse_args(argv)
     path = report(given.directory, given.out, given.executed)
     print(f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}: {path.stat().st_size / 2**20:.1f} MB")
+    if open_ := [one.id for one in claims_table.lines(given.directory) if one.verdict == MISSING]:
+        print(f"No verdict: {', '.join(open_)}; `make claims` says why.")
     return 0
 
 

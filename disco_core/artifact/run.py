@@ -159,9 +159,10 @@ def _kernel_config() -> Any:
 
 
 def _failure(source: Path, error: Any, copy: Path) -> str:
-    first = next((line for line in error.source.splitlines() if line.strip()), "")
+    lines = [line.strip() for line in error.source.splitlines()]
+    first = next((line for line in lines if line and not line.startswith("#")), "")
     problem = f"{error.ename}: {_one_line(error.evalue)}".removesuffix(": ")
-    return f"{source.name}: {problem}\n  in the cell `{first.strip()}`; the run so far is in {_shown(copy)}"
+    return f"{source.name}: {problem}\n  in the cell `{first}`; the run so far is in {_shown(copy)}"
 
 
 def _parameter(entry: Mapping[str, Any]) -> Parameter:

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from threading import Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -159,11 +160,24 @@ def _workers(client: Any, threads: int) -> Iterator[tuple[Callable[..., Any], An
 def _connect(address: str) -> Any:
     from distributed import Client  # takes a second, so not before it is asked for
 
+    came: SimpleQueue[Any] = SimpleQueue()
+
+    def connect() -> None:
+        try:
+            came.put(Client(address, timeout=CONNECT_S, set_as_default=False))  # type: ignore[no-untyped-call]
+        except Exception as error:
+            came.put(error)
+
+    # in a thread, as its timeout is none where something else takes the connection and says nothing
+    Thread(target=connect, daemon=True).start()
     try:
-        return Client(address, timeout=CONNECT_S, set_as_default=False)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, ImportError) as error:
-        said = " ".join(str(error).split())
+        found = came.get(timeout=2 * CONNECT_S)
+    except Empty:
+        found = TimeoutError(f"what is at {address} does not speak Dask")
+    if isinstance(found, Exception):
+        said = " ".join(str(found).split())
         raise _StoppedError(f"no Dask scheduler answers where {ADDRESS} says: {said}") from None
+    return found
 
 
 def _finished(futures: Collection[Any], cluster: Any) -> Iterator[Any]:

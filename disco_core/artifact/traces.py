@@ -24,7 +24,8 @@ from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.workload import LengthDistribution
 
 LABELS = {"tables": "committed tables", "public": "public series"}
-AS_PARSED = "committed tables, taken as parsed"
+_KEPT = "taken as parsed (no raw file to fetch)"  # data/README.md says which
+AS_PARSED = f"committed tables, {_KEPT}"
 BEGAN_S = 4 * 3600 + 21 * 60  # when in its day the one series with hours began
 _MEND = "restore it with `git checkout data` or make it anew with `make data`"
 _COLUMNS = {  # what each table is read for; the last column is never empty
@@ -255,6 +256,14 @@ def pattern(name: str, source: str = "tables") -> ArrivalPattern:
     rows = found[found["pattern"] == name]
     counts = rows["requests"].to_numpy(np.int64)
     return ArrivalPattern(name, float(rows["window_s"].iloc[0]), counts, stamps_s, label)
+
+
+def origin(*found: Service | ArrivalPattern) -> str:
+    """Where the numbers of several services and patterns come from, as one phrase."""
+    labels = sorted({one.source for one in found})
+    if labels == [LABELS["tables"], AS_PARSED]:
+        return f"{LABELS['tables']}, some {_KEPT}"
+    return "; ".join(labels)
 
 
 def _arrivals() -> pd.DataFrame:
