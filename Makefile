@@ -75,10 +75,11 @@ data: $(SETUP) ## fetch the public traces and write the tables of data/ anew
 lab: $(SETUP) ## the index of the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks/index.ipynb $(ARGS)
 
+# extras stay in the lock: where a pin is not the latest version, pip takes another for a requirement with an extra
 lock: ## for maintainers: pin the packages of pyproject.toml anew (needs uv)
 	@command -v uv >/dev/null || { echo "make lock: no uv on the PATH; install uv and run make lock again" >&2; exit 1; }
 	uv pip compile pyproject.toml --extra artifact --extra dev --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --upgrade -o requirements.lock
+		--no-emit-index-url --no-strip-extras --upgrade -o requirements.lock
 
 clean: ## remove build/: executed notebooks, measurements, downloads
 	rm -rf build

@@ -135,11 +135,11 @@ def test_the_conda_environment_has_the_packages_of_pyproject():
 
 def test_the_lock_pins_every_package_with_hashes_and_names_no_index():
     lock = (ROOT / "requirements.lock").read_text()
-    pinned = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.MULTILINE))
+    pinned = dict(re.findall(r"^([a-z0-9-]+)(?:\[.+?\])?==(\S+)", lock, re.MULTILINE))
     for name, least in declared().items():
         assert [int(n) for n in pinned[name].split(".")[:2]] >= [int(n) for n in least.split(".")[:2]], name
     assert "://" not in lock
-    blocks = re.split(r"^(?=[a-z0-9-]+==)", lock, flags=re.MULTILINE)[1:]
+    blocks = re.split(r"^(?=[a-z0-9-]+(?:\[.+?\])?==)", lock, flags=re.MULTILINE)[1:]
     assert all("--hash=sha256:" in block for block in blocks)
 
 
