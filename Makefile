@@ -43,7 +43,7 @@ rendered = $(foreach one,$(shell cat $(B)/notebooks/$1.exhibits 2>/dev/null),$(i
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-setup: $(SETUP) ## make the environment in .venv (once, about 4 minutes)
+setup: $(SETUP) ## make the environment in .venv (once, about 5 minutes)
 
 reproduce: ## every figure, table and verdict into figures/; TRACES=public: from the public series, into build/public/
 	@$(MAKE) --no-print-directory measured

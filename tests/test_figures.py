@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from disco_core.artifact import figures, gallery, provenance
+from disco_core.artifact import figures, files, gallery, provenance
 from disco_core.artifact.files import ROOT
 from disco_core.errors import ArtifactError, InputError
 
@@ -154,14 +154,14 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, more, told):
 def test_a_full_disk_leaves_the_earlier_exhibit_whole(tmp_path, monkeypatch):
     save(tmp_path)
     before = contents(tmp_path)
-    real = figures.write_atomic
+    real = files.write_atomic
 
     def full(path, content):
         if path.suffix == ".csv":
             raise ArtifactError("no") from OSError(28, "No space left on device")
         return real(path, content)
 
-    monkeypatch.setattr(figures, "write_atomic", full)
+    monkeypatch.setattr(files, "write_atomic", full)
     with pytest.raises(ArtifactError, match=r"cannot write try_one\.svg.*No space left on device; free space"):
         save(tmp_path, drawn(shift=1.0))
     assert contents(tmp_path) == before
@@ -174,7 +174,7 @@ def test_an_interrupt_leaves_the_earlier_exhibit_whole(tmp_path, monkeypatch):
     def interrupted(path, content):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(figures, "write_atomic", interrupted)
+    monkeypatch.setattr(files, "write_atomic", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, drawn(shift=1.0))
     assert contents(tmp_path) == before

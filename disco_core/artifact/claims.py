@@ -180,9 +180,8 @@ def _get(id: str, table: Path | None) -> Claim:
 def _test_median(claim: Claim, values: NDArray[np.float64]) -> tuple[bool, str, str]:
     median = float(np.median(values))
     low, high = _bounds(claim)
-    slack = 1e-9 * max(
-        1.0, abs(median)
-    )  # a bound that is met exactly is met, whatever the rounding of low - tolerance
+    # a bound that is met exactly is met, whatever the rounding of low - tolerance
+    slack = 1e-9 * max(1.0, abs(median))
     text = f"{median:.4g}"
     if values.size > 1:
         text = f"median {median:.4g} of {values.size} ({values.min():.4g} to {values.max():.4g})"

@@ -8,10 +8,8 @@ the same bytes at every run.
 import hashlib
 import io
 import json
-import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -26,9 +24,9 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from disco_core.artifact.files import FIGURES, folder, write_atomic
+from disco_core.artifact.files import FIGURES, folder, write_together
 from disco_core.artifact.provenance import Kind, record
-from disco_core.errors import ArtifactError, InputError
+from disco_core.errors import InputError
 
 COLUMN_IN, PAGE_IN = 3.33, 7.0  # widths of a column and of a page of a two-column paper, inches
 FORMATS = {"svg": FigureCanvasSVG, "pdf": FigureCanvasPdf, "png": FigureCanvasAgg}
@@ -182,45 +180,24 @@ def table_figure(table: pd.DataFrame, *, width: float = PAGE_IN, digits: int = 3
     return fig
 
 
-def write_together(where: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Write several files of a folder: all are on the disk before the first one replaces its earlier self.
-
-    Raises ArtifactError, with the earlier files whole, where the disk is full or the folder is not writable.
-    """
-    try:
-        where.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=where, prefix=".writing-") as aside:
-            for name, content in files.items():
-                write_atomic(Path(aside) / name, content)
-            for name in files:
-                os.replace(Path(aside) / name, where / name)
-    except (OSError, ArtifactError) as error:
-        why = error if isinstance(error, OSError) else error.__cause__
-        text = getattr(why, "strerror", None) or str(error)
-        raise ArtifactError(
-            f"cannot write {', '.join(files)} in {where}: {text}; free space or choose another folder"
-        ) from None
-    return [where / name for name in files]
-
-
 def _rendered(fig: Figure) -> dict[str, bytes]:
     """The figure in every format, laid out once and drawn once for each: `savefig` would do both once more."""
     # the style again: its salt and fonts decide the bytes, whatever the caller's settings are
     fixed = {name: value for name, value in _style().items() if name.split(".")[0] in ("svg", "pdf", "savefig")}
-    found, shown = {}, (fig.canvas, fig.dpi, fig.get_layout_engine())
+    found, canvas, dpi, layout = {}, fig.canvas, fig.dpi, fig.get_layout_engine()
     with mpl.rc_context(fixed):
         try:
             fig.draw_without_rendering()
             fig.set_layout_engine("none")
-            for suffix, canvas in FORMATS.items():
+            for suffix, drawn_on in FORMATS.items():
                 fig.set_dpi(mpl.rcParams["savefig.dpi"])
                 target = io.BytesIO()
-                getattr(canvas(fig), f"print_{suffix}")(target, metadata=_METADATA[suffix])
+                getattr(drawn_on(fig), f"print_{suffix}")(target, metadata=_METADATA[suffix])
                 found[suffix] = target.getvalue()
         finally:
-            fig.set_canvas(shown[0])
-            fig.set_dpi(shown[1])
-            fig.set_layout_engine(shown[2])
+            fig.set_canvas(canvas)
+            fig.set_dpi(dpi)
+            fig.set_layout_engine(layout)
     return found
 
 

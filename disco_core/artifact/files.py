@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from disco_core.errors import ArtifactError, InputError
@@ -46,6 +47,27 @@ def write_atomic(path: Path | str, content: bytes | str) -> Path:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
     return path
+
+
+def write_together(where: Path, files: Mapping[str, bytes]) -> list[Path]:
+    """Write several files of a folder: all are on the disk before the first one replaces its earlier self.
+
+    Raises ArtifactError, with the earlier files whole, where the disk is full or the folder is not writable.
+    """
+    try:
+        where.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=where, prefix=".writing-") as aside:
+            for name, content in files.items():
+                write_atomic(Path(aside) / name, content)
+            for name in files:
+                os.replace(Path(aside) / name, where / name)
+    except (OSError, ArtifactError) as error:
+        why = error if isinstance(error, OSError) else error.__cause__
+        text = getattr(why, "strerror", None) or str(error)
+        raise ArtifactError(
+            f"cannot write {', '.join(files)} in {where}: {text}; free space or choose another folder"
+        ) from None
+    return [where / name for name in files]
 
 
 def _umask() -> int:

@@ -15,8 +15,7 @@ import pandas as pd
 
 from disco_core.artifact.answers import Tables
 from disco_core.artifact.commands import command
-from disco_core.artifact.figures import write_together
-from disco_core.artifact.files import BUILD, ROOT
+from disco_core.artifact.files import BUILD, ROOT, write_together
 from disco_core.artifact.kept import reading, require
 from disco_core.artifact.pd_session import PDSettings
 from disco_core.artifact.quality_session import QualitySettings

@@ -84,7 +84,7 @@ def digest(notebook: Path, files: Iterable[Path], parameters: Mapping[str, Any])
 def changed(found: Mapping[str, Any]) -> list[str]:
     """The data files of an exhibit that are not what they were when it was rendered.
 
-    What was measured or fetched may be gone, or be another machine's; what is committed may not.
+    What was measured or fetched may be gone, as it is in a fresh clone; what is committed may not.
     """
     paths = {name: ROOT / name for name in found["data"]}
     here = {name: path for name, path in paths.items() if path.is_file() or path.parent in (DATA, FIGURES)}

@@ -48,6 +48,7 @@ def report(
     found, shown = exhibits(directory), claims_table.lines(directory)
     if missing := claims_table.lost(directory, shown):
         raise ArtifactError(f"no exhibit in {directory} is called {', '.join(missing)}; run `make reproduce`")
+    chapters = _chapters(found, ROOT / directory, ROOT / executed)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         version=metadata.version("disco-core"),
@@ -57,7 +58,7 @@ def report(
         claims=shown,
         count=claims_table.count(shown),
         known={one["stem"] for one in found},
-        chapters=(chapters := _chapters(found, ROOT / directory, ROOT / executed)),
+        chapters=chapters,
         silent=not any(one["printed"] for chapter in chapters for one in chapter["exhibits"]),
     )
     return write_atomic(ROOT / out, page)
