@@ -5,7 +5,8 @@ prefill would be no faster: so it has read every prompt before it is asked, and 
 public service would (an emulated last hop). Its tokens, and the device's prefill and tokens, are real. Prompts are
 refined beforehand, and no time is charged for that. Four tables:
 
-    profile    both ends at once: the device's time to first token by prompt length, each one's time between tokens
+    profile    both ends at once: the device's time to first token by prompt length, each one's time between tokens;
+               before the answers, for the plan, and among them, for what is simulated beside them
     loss       share of a prompt's self-information that is left out at each share of tokens kept
     requests   every prompt under every policy, policies interleaved
     tokens     the tokens of P/D-Device's answers, with their times
@@ -70,7 +71,7 @@ class PDSettings:
 
     name: ClassVar[str] = "pd"
     tables: ClassVar[dict[str, list[str]]] = {
-        "profile": ["end", "prompt_tokens", "device_s", "gap_s"],
+        "profile": ["among", "end", "prompt_tokens", "device_s", "gap_s"],
         "loss": ["prompt", "rho", "loss"],
         "requests": [
             *("policy", "request", "prompt_tokens", "tokens", "ttft_s", "tpot_max_s", "cloud_s", "held_s"),
@@ -158,17 +159,21 @@ class _Session:
         self.service = traces.service(settings.service)
         self.pieces = long_prompts(settings.prompts, settings.shortest, settings.longest)
         self.built = ["".join(text for text, _ in pieces) for pieces in self.pieces]
+        self.among = list[dict[str, Any]]()
 
     async def run(self) -> Tables:
         s, tables = self.settings, Tables()
-        with tqdm(total=len(self.built) * 6 + 1, desc="P/D-Device, live", unit="answer", disable=None) as self.bar:
+        with tqdm(total=len(self.built) * 8 + 1, desc="P/D-Device, live", unit="answer", disable=None) as self.bar:
             try:
-                tables["profile"] = pd.DataFrame([row async for row in self._profile()])
-                device = device_profile(tables["profile"].dropna(subset=["device_s"]), tables["profile"])
+                await self._both(0)  # warms them up
+                profile = pd.DataFrame([row for k in range(len(self.built)) for row in await self._both(k)])
+                device = device_profile(profile.dropna(subset=["device_s"]), profile)
                 tables["loss"], refined = self._refined()
-                answers = [answer async for answer in self._policies(device, tables["profile"], refined)]
+                answers = [answer async for answer in self._policies(device, profile, refined)]
             finally:
                 await self.server.aclose()  # type: ignore[attr-defined]
+        among = pd.DataFrame(self.among)
+        tables["profile"] = pd.concat([profile.assign(among=False), among.assign(among=True)])[s.tables["profile"]]
         tables["requests"] = pd.DataFrame([row for row, _ in answers])
         tables["tokens"] = pd.DataFrame([token for _, kept in answers for token in kept], columns=s.tables["tokens"])
         return tables
@@ -179,23 +184,16 @@ class _Session:
         first_s = answer[0][1] if answer else None
         return {"end": "device", "prompt_tokens": self.device.count("Hi"), "device_s": first_s}
 
-    async def _profile(self) -> AsyncIterator[dict[str, Any]]:
-        """Both ends at once, as they will be; first an answer that warms them up and is not kept.
-
-        A prompt of next to nothing says where the device's line begins.
-        """
-        for k, built in enumerate([self.built[0], *self.built]):
-            shortest = await self._forget()
-            await timed_answer(self.server, built, 1)
-            both = (timed_answer(self.server, built, 48), timed_answer(self.device, built, 16))
-            times = [[at for _, at in answer] for answer in await asyncio.gather(*both)]
-            self.bar.update()
-            for end, answer in zip((self.server, self.device), times, strict=True):
-                for gap in np.diff(answer) if k else ():
-                    yield {"end": end.name, "gap_s": gap}
-            if k:
-                yield shortest
-                yield {"end": "device", "prompt_tokens": self.device.count(built), "device_s": times[1][0]}
+    async def _both(self, k: int) -> list[dict[str, Any]]:
+        """Both ends at once, as they will be. A prompt of next to nothing says where the device's line begins."""
+        built, shortest = self.built[k], await self._forget()
+        await timed_answer(self.server, built, 1)
+        both = (timed_answer(self.server, built, 48), timed_answer(self.device, built, 16))
+        server, device = ([at for _, at in answer] for answer in await asyncio.gather(*both))
+        self.bar.update()
+        longer = {"end": "device", "prompt_tokens": self.device.count(built), "device_s": device[0]}
+        ends = (self.server, server), (self.device, device)
+        return [shortest, longer, *({"end": end.name, "gap_s": gap} for end, times in ends for gap in np.diff(times))]
 
     def _refined(self) -> tuple[pd.DataFrame, list[list[int]]]:
         """The loss at each share, and every prompt refined, by scores that the cloud would have from its prefill."""
@@ -234,7 +232,10 @@ class _Session:
             }
             for policy in np.roll(list(policies), k):
                 row = {"policy": str(policy), "request": k, "prompt_tokens": lengths[k]}
+                beside = policy == "device only"  # the one whose first token waits for its reading
+                self.among += await self._both(k) if beside else []
                 yield await self._request(row, built, *policies[policy], LastHop(self.server, hop, s.seed, k))
+                self.among += await self._both(k) if beside else []
                 self.bar.update()
 
     async def _request(
