@@ -8,11 +8,12 @@ in seconds since the request was meant to start.
 
 import asyncio
 import math
+import warnings
 from dataclasses import replace
 from functools import partial
 
 from disco_core.cost import End
-from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, checked_prompt, until
+from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, checked_prompt, estimate, until, whole
 from disco_core.errors import EndpointError, StreamError
 from disco_core.migration import Rule, Seen
 from disco_core.record import LATE, HandOver, Record, StreamedToken
@@ -136,7 +137,7 @@ class Machine:
             record.ttft_s = now
         due = self._due(len(self._generated), source)
         self._generated.append(token)
-        record.tokens.append(StreamedToken(token.index, token.text, token.id, source, now, max(now, due)))
+        record.tokens.append(StreamedToken(token.index, token.text, token.id, source, now, due))
         self.news.set()
 
     def _due(self, index: int, source: End) -> float:
@@ -149,8 +150,7 @@ class Machine:
         """A token that is the next to be released, with its time, as it is known now."""
         token = self.record.tokens[index]
         if self.rule is not None and self.rule.paces:
-            due = max(token.generated_s, self._due(index, token.source))
-            self.record.tokens[index] = token = replace(token, released_s=due)
+            self.record.tokens[index] = token = replace(token, due_s=self._due(index, token.source))
         return token
 
     def _seen(self, target: End) -> Seen:
@@ -187,25 +187,34 @@ class Machine:
                 prompt = prompt if built is prompt else checked_prompt(built)
             except Exception as error:  # a user's function: the answer goes on without it
                 self._unbuilt[end] = f"no prompt was built for {self.ends[end].name}: {type(error).__name__}: {error}"
-            self._built[end] = prompt, self.count(end) if prompt is self.prompt else self.ends[end].count(prompt)
+            self._built[end] = prompt, self.count(end) if prompt is self.prompt else self._counted(end, prompt)
         return self._built[end]
 
     def count(self, end: End) -> int:
         """Tokens of the prompt as it was given, in an end's own count."""
         if end not in self._counts:
-            self._counts[end] = self.ends[end].count(self.prompt)
+            self._counts[end] = self._counted(end, self.prompt)
         return self._counts[end]
+
+    def _counted(self, end: End, prompt: Prompt) -> int:
+        """Tokens in an end's own count; where it fails to count, an estimate: that is no reason to end the answer."""
+        endpoint = self.ends[end]
+        try:
+            return whole(endpoint.count(prompt), f"{endpoint.name}: count")
+        except Exception as error:  # a user's function
+            warnings.warn(f"{endpoint.name} cannot count tokens: {type(error).__name__}: {error}", stacklevel=2)
+            return estimate(prompt) if isinstance(prompt, str) else len(prompt)
 
     def _refusal(self, target: End, at_least: int = 0) -> str | None:
         """Why an end cannot go on from the tokens there are, or that there will be at least."""
         end, n = self.ends[target], max(at_least, len(self._generated))
         if n and not end.continues:
             return f"{end.name} cannot continue an open assistant turn"
-        whole = self.prompt_of(target)[1] + self.max_tokens
+        needed = self.prompt_of(target)[1] + self.max_tokens
         if target in self._unbuilt:
             return self._unbuilt[target]
-        if end.context is not None and whole > end.context:
-            return f"{end.name}: prompt and answer need {whole} tokens of context, it has {end.context}"
+        if end.context is not None and needed > end.context:
+            return f"{end.name}: prompt and answer need {needed} tokens of context, it has {end.context}"
         return None
 
     async def _hand_over(self, source: Work, reason: str | None) -> Work:
@@ -242,7 +251,7 @@ class Machine:
         )
         prompt, charged = self.prompt_of(end)
         prefix = Prefix(prompt, generated, self.max_tokens - len(generated), self.seed)
-        charged += self._read_again(endpoint, generated)
+        charged += self._read_again(end, prompt, generated)
         if getattr(endpoint, "reuses", False):
             charged, self._asked[end] = max(0, charged - self._asked[end]), charged
         record.prefill[end] += charged
@@ -253,12 +262,13 @@ class Machine:
         self._works.append(work)
         return work
 
-    @staticmethod
-    def _read_again(endpoint: Endpoint, generated: tuple[Token, ...]) -> int:
+    def _read_again(self, end: End, prompt: Prompt, generated: tuple[Token, ...]) -> int:
         """Tokens that an end has to read for what is there already, in its own count where it gets text."""
         if all(token.id is not None for token in generated):
             return len(generated)
-        return endpoint.count("".join(token.text for token in generated))
+        before = prompt if isinstance(prompt, str) else ""  # text is read in one piece, with one BOS
+        text = "".join(token.text for token in generated)
+        return max(0, self._counted(end, before + text) - self._counted(end, before))
 
     def _fail(self, work: Work, failure: BaseException) -> None:
         if not isinstance(failure, EndpointError):

@@ -8,14 +8,19 @@ from disco_core.errors import EndpointError, StreamError
 
 @dataclass(frozen=True, slots=True)
 class StreamedToken:
-    """A token as the reader gets it: made by `source` at `generated_s`, released at `released_s`."""
+    """A token as the reader gets it: made by `source` at `generated_s`, due to the reader at `due_s`."""
 
     index: int
     text: str
     id: int | None
     source: End
     generated_s: float
-    released_s: float
+    due_s: float
+
+    @property
+    def released_s(self) -> float:
+        """When the reader gets it: when it is due, or as soon as it is made."""
+        return max(self.generated_s, self.due_s)
 
 
 LATE = "the target was late"
@@ -68,4 +73,4 @@ class Record:
     @property
     def delay_num(self) -> int:
         """Tokens generated after they were due."""
-        return sum(token.generated_s == token.released_s for token in self.tokens if token.index)
+        return sum(token.generated_s > token.due_s for token in self.tokens)

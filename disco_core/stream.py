@@ -48,25 +48,32 @@ def stream(
         if rule.paces and not wait:
             raise InputError("wait must be True with a rule that paces: it looks at what is released, got False")
     rate = reading_rate if reading_rate is not None else READING_RATE if rule is None else rule.reading_rate
+    prompt, ends = checked_prompt(prompt), (checked(server, "server"), checked(device, "device"))
+    builds = rule is not None and type(rule).prompt_for is not Rule.prompt_for
+    if not isinstance(prompt, str) and server.vocabulary != device.vocabulary and not builds:
+        raise InputError(
+            f"prompt must be a text where {server.name} and {device.name} have different vocabularies, got ids"
+        )
     machine = Machine(
-        checked_prompt(prompt),
-        (checked(server, "server"), checked(device, "device")),
+        prompt,
+        ends,
         rule,
         checks.count(max_tokens, "max_tokens"),
         checks.positive(rate, "reading_rate"),
         checks.positive(stall_s, "stall_s"),
         checks.positive(confirm_s, "confirm_s"),
         None if seed is None else whole(seed, "seed"),
-        wait,
+        checks.kind(wait, bool, "wait"),
     )
     scarce = plan.constraint.end if plan.constraint else End.DEVICE
-    delays = plan.draw(np.array([machine.count(scarce)]), rng)[:, 0]
+    drawn = None if rng is None else checks.generator(rng)
+    delays = plan.draw(np.array([machine.count(scarce)]), drawn)[:, 0]
     machine.delays = float(delays[End.SERVER]), float(delays[End.DEVICE])
     return Run(machine, None if start_s is None else checks.number(start_s, "start_s"))
 
 
 class Run:
-    """An answer in the making: an async iterator of `StreamedToken`, and its `record`.
+    """An answer in the making: an async iterable of `StreamedToken`, and its `record`.
 
     It ends both ends' work when the loop over it is left, however that happens. `async with` waits until they have
     stopped, and so does `aclose`; within it, a loop that was left may also be taken up again.
@@ -101,9 +108,12 @@ class Run:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """The reader's cancel: returns once both ends have confirmed that they stopped, or `confirm_s` is over."""
+        """The reader's cancel: returns once both ends have confirmed that they stopped, or `confirm_s` is over.
+
+        Also from another task than the reader's, whose loop then ends with the token it waits for.
+        """
         iterator, self._held, self._begun = self._iterator(), None, True
-        if iterator is not None:
+        if iterator is not None and not iterator.ag_running:  # type: ignore[attr-defined]
             await iterator.aclose()
         await self._ended()
 
@@ -126,10 +136,14 @@ class Run:
                 if machine.wait:
                     due = machine.start + machine.due(index).released_s
                     await until(due)
+                    if self._ending:
+                        break
                     machine.record.late_s.append(max(0.0, loop.time() - due))
                     machine.released = index + 1
                 yield tokens[index]
-            await producer
+            await asyncio.wait([producer])
+            if not producer.cancelled():  # by `aclose` in another task
+                producer.result()
         finally:
             await self._ended()
 

@@ -25,7 +25,7 @@ from loopback import (
 
 import disco_core as dc
 from disco_core.endpoints.base import Token
-from disco_core.endpoints.llama_server import LlamaServerEndpoint
+from disco_core.endpoints.llama_server import MARK, LlamaServerEndpoint
 from disco_core.endpoints.openai import OpenAIEndpoint
 from disco_core.endpoints.replay import ReplayEndpoint
 from disco_core.endpoints.wire import Events
@@ -118,6 +118,7 @@ def test_ids_go_as_ids_and_text_as_text(generated, sent):
         (events(piece("a", [97], 1), b'"\xff"'), dc.ProtocolError, "nobody can read"),
         (events(piece("a", [97], 1), b"[1]"), dc.ProtocolError, "nobody can read"),
         (events(piece("a", [97], 1), {"what": 1}), dc.ProtocolError, "nobody can read"),
+        (events(piece("a", [97], 1), piece(None, [98], 2)), dc.ProtocolError, "nobody can read"),
         (events(piece("a", [97], 1), {"error": {"message": "no slot"}}), dc.CutError, "no slot"),
         (events(piece("a", [97], 1), piece("", [], 1, "limit")), dc.CutError, "context is full"),
         (events(piece("a", [97], 1), piece("", [], 1, "none")), dc.CutError, "no known reason"),
@@ -186,12 +187,12 @@ def test_closing_waits_until_the_server_says_that_the_slot_is_free():
 
     def slots(_):
         polls.append(1)
-        return [{"is_processing": len(polls) < 5, "params": {"seed": seeds[-1]}}]
+        return [{"is_processing": len(polls) < 5, "params": {MARK: marks[-1]}}]
 
-    seeds = []
+    marks = []
 
     def answer(handler):
-        seeds.append(handler.asked["seed"])
+        marks.append(handler.asked[MARK])
         events(*(piece("a", [97], i + 1) for i in range(8)))(handler)
 
     async def go(url):

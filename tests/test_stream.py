@@ -15,6 +15,8 @@ from test_migration import rules
 
 import disco_core as dc
 from disco_core import stream
+from disco_core.endpoints.base import Token, until
+from disco_core.endpoints.last_hop import LastHop
 from disco_core.endpoints.replay import Failure, ReplayEndpoint
 
 MS = st.integers(1, 40).map(lambda ms: ms / 1000)
@@ -172,7 +174,7 @@ def test_ids_move_between_equal_vocabularies_only(vocabulary):
     rule = dc.MigrationRule(cost, dc.LengthDistribution([200], [1]), dc.TTFTDistribution([0.3]), DEVICE)
     server, device = ends(0.3, 100)
     server.vocabulary = vocabulary
-    live = stream([0] * 20, plan=dc.plan_device_only(), server=server, device=device, rule=rule, max_tokens=100)
+    live = stream("0" * 20, plan=dc.plan_device_only(), server=server, device=device, rule=rule, max_tokens=100)
     tokens, error = run(collect(live))
     assert error is None
     assert "".join(token.text for token in tokens) == "".join(f"{i} " for i in range(100))
@@ -338,7 +340,8 @@ def test_the_readers_cancel_waits_for_a_hung_end_for_a_while_only():
     assert not live.record.complete
 
 
-def test_an_end_that_breaks_while_it_stops_is_not_confirmed_and_harms_nobody():
+@pytest.mark.parametrize("hop", [False, True])
+def test_an_end_that_breaks_while_it_stops_is_not_confirmed_and_harms_nobody(hop):
     class Broken(ReplayEndpoint):
         async def generate(self, prefix):
             try:
@@ -349,25 +352,168 @@ def test_an_end_that_breaks_while_it_stops_is_not_confirmed_and_harms_nobody():
 
     both, rng = dc.plan_stochastic(1.0, dc.Constraint.DEVICE, both=True), np.random.default_rng(0)
     server, device = Broken(0.9, [0.125], 8), ReplayEndpoint(0.25, [0.0625], 8)
-    live = stream("hi", plan=both, server=server, device=device, max_tokens=8, wait=False, rng=rng)
+    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if hop else server
+    live = stream("hi", plan=both, server=far, device=device, max_tokens=8, wait=False, rng=rng)
     tokens, error = run(collect(live))
     assert (len(tokens), error) == (8, None)
     assert live.record.unconfirmed == [1, 0]
 
 
-def test_an_end_that_cancels_itself_has_failed():
-    class Cancelled(ReplayEndpoint):
+class OfItsOwn(BaseException):
+    """Nothing that `except Exception` catches."""
+
+
+@pytest.mark.parametrize("hop", [False, True])
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (asyncio.CancelledError(), "it was cancelled"),
+        (OfItsOwn("oh"), "OfItsOwn: oh"),
+        (RuntimeError("oh"), "RuntimeError: oh"),
+        (dc.CutError("server", "oh"), "oh"),
+    ],
+)
+def test_whatever_an_end_raises_the_other_goes_on_at_once(raised, told, hop):
+    class Raising(ReplayEndpoint):
         async def generate(self, prefix):
             async for token in super().generate(prefix):
                 if token.index == 2:
-                    raise asyncio.CancelledError
+                    raise raised
                 yield token
 
-    server, device = Cancelled(0.5, [0.125], 8, name="server"), ReplayEndpoint(0.25, [0.0625], 8)
+    server, device = Raising(0.5, [0.125], 8, name="server"), ReplayEndpoint(0.25, [0.0625], 8)
+    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if hop else server
+    live = stream("hi", plan=dc.plan_server_only(), server=far, device=device, max_tokens=8, wait=False)
+    tokens, error = run(collect(live))
+    assert (len(tokens), error) == (8, None)
+    assert str(live.record.failures[0]) in (f"server: {told}", f"{far.name}: {told}")
+    assert tokens[2].generated_s == tokens[1].generated_s + 0.125 + 0.25
+    assert live.record.unconfirmed == [0, 0]
+
+
+class Refusing(ReplayEndpoint):
+    """Checks before it gives a generator."""
+
+    def generate(self, prefix):
+        raise dc.RefusedError(self.name, "no credit left")
+
+
+class NoGenerator(ReplayEndpoint):
+    def generate(self, prefix):
+        return [Token(0, "a")]
+
+
+class Says(ReplayEndpoint):
+    """Something else than tokens."""
+
+    said = None
+
+    async def generate(self, prefix):
+        yield Token(0, "a")
+        yield self.said
+
+
+def saying(what):
+    return type("Says", (Says,), {"said": what})
+
+
+@pytest.mark.parametrize(
+    ("kind", "first", "word"),
+    [
+        (Refusing, 0, "no credit left"),
+        (NoGenerator, 0, "'list' object is not an async iterator"),
+        (saying("text"), 1, "which is no Token"),
+        (saying(Token(1, None)), 1, "which is no Token"),
+        (saying(Token(1, "\ud83c")), 1, "surrogates not allowed"),
+    ],
+)
+def test_an_endpoint_that_is_written_wrongly_fails_as_any_other(kind, first, word):
+    server, device = kind(0.5, [0.125], 8, name="server"), ReplayEndpoint(0.25, [0.0625], 8, vocabulary="other")
     live = stream("hi", plan=dc.plan_server_only(), server=server, device=device, max_tokens=8, wait=False)
     tokens, error = run(collect(live))
     assert (len(tokens), error) == (8, None)
-    assert str(live.record.failures[0]) == "server: it was cancelled"
+    assert [token.source for token in tokens] == [dc.End.SERVER] * first + [dc.End.DEVICE] * (8 - first)
+    assert word in str(live.record.failures[0])
+    both = stream("hi", plan=dc.plan_device_only(), server=device, device=server, max_tokens=8, wait=False)
+    assert (len(run(collect(both))[0]), both.record.failures[0].endpoint) == (8, "server")
+
+
+@pytest.mark.parametrize("told", [ConnectionError("the tokenizer is down"), None, -1])
+def test_an_end_that_cannot_count_answers_all_the_same(told):
+    class Uncounted(ReplayEndpoint):
+        def count(self, prompt):
+            if isinstance(told, Exception):
+                raise told
+            return told
+
+    server, device = Uncounted(0.5, [0.125], 8, name="server"), ReplayEndpoint(0.25, [0.0625], 8)
+    live = stream("a" * 40, plan=dc.plan_server_only(), server=server, device=device, max_tokens=8, wait=False)
+    with pytest.warns(UserWarning, match="server cannot count tokens"):
+        tokens, error = run(collect(live))
+    assert (len(tokens), error, live.record.failures) == (8, None, [])
+    assert live.record.prefill == [10, 0]
+
+
+def test_text_that_is_read_again_has_one_bos():
+    class Opened(ReplayEndpoint):
+        def count(self, prompt):
+            return 1 + len(prompt)
+
+    server = ReplayEndpoint(0.25, [0.125], 8, fail=Failure.DIE, at=3, vocabulary="other")
+    device = Opened(0.25, [0.125], 8)
+    live = stream("four", plan=dc.plan_server_only(), server=server, device=device, max_tokens=8, wait=False)
+    assert run(collect(live))[1] is None
+    assert live.record.prefill == [4, 1 + len("four0 1 2 ")]
+
+
+def test_ids_are_no_prompt_for_two_vocabularies():
+    server, device = ends(0.1, 9)
+    server.vocabulary = "other"
+    with pytest.raises(dc.InputError, match="different vocabularies"):
+        stream([1, 2], plan=dc.plan_server_only(), server=server, device=device)
+
+
+def test_a_token_made_when_it_is_due_is_not_delayed():
+    server, device = (ReplayEndpoint(1.0, [0.25], 8) for _ in range(2))
+    live = stream(
+        [0] * 4, plan=dc.plan_server_only(), server=server, device=device, max_tokens=8, reading_rate=4.0, wait=False
+    )
+    tokens, _ = run(collect(live))
+    assert [token.due_s for token in tokens] == [token.generated_s for token in tokens]
+    assert live.record.delay_num == dc.delayed([token.generated_s for token in tokens], 4.0).sum() == 0
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_the_readers_cancel_may_come_from_another_task(wait):
+    server, device = ReplayEndpoint(0.25, [0.125], 100), ReplayEndpoint(60, [1], 100)
+    live = stream("hi", plan=dc.plan_server_only(), server=server, device=device, max_tokens=100, wait=wait)
+
+    async def stop():
+        reading = asyncio.create_task(collect(live))
+        await asyncio.sleep(0.8)
+        await live.aclose()
+        assert (server.running, asyncio.get_running_loop().time()) == (0, 0.8)
+        return await reading
+
+    tokens, error = run(stop())
+    assert error is None
+    assert len(tokens) == (3 if wait else 5)
+    assert not live.record.complete
+
+
+def test_a_cancel_at_the_instant_of_a_token_is_not_logged():
+    logged = []
+
+    async def cancelled():
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: logged.append(context))
+        sleeping = asyncio.create_task(until(1.0))
+        loop.call_at(1.0, sleeping.cancel)
+        await asyncio.sleep(0)
+        await asyncio.wait([sleeping])
+
+    run(cancelled())
+    assert logged == []
 
 
 def test_a_failure_that_no_reader_stayed_for_is_not_logged():
@@ -532,6 +678,7 @@ def test_a_stream_that_was_closed_before_it_began_starts_nothing():
         {"seed": 0.5},
         {"start_s": "now"},
         {"rng": 7},
+        {"wait": "no"},
     ],
 )
 def test_bad_arguments_are_named_before_anything_starts(bad):
@@ -541,6 +688,34 @@ def test_bad_arguments_are_named_before_anything_starts(bad):
     with pytest.raises(dc.InputError, match=f"^{next(iter(bad))} must"):
         stream(**(good | bad))
     assert server.seen == device.seen == []
+
+
+def test_what_an_endpoint_lacks_is_named():
+    class Half:
+        name, vocabulary, context = "half", "integers", None
+
+        def generate(self, prefix):
+            raise AssertionError
+
+    with pytest.raises(dc.InputError, match=r"which has no continues, count$"):
+        stream("hi", plan=dc.plan_server_only(), server=Half(), device=ends(0.1, 9)[1])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"ttft_s": -1},
+        {"token_gaps_s": []},
+        {"token_gaps_s": [0.1, -0.1]},
+        {"length": -1},
+        {"fail": "DIE"},
+        {"at": 0.5},
+        {"cancel_s": float("nan")},
+    ],
+)
+def test_a_mistyped_replay_is_named(bad):
+    with pytest.raises(dc.InputError, match=f"^{next(iter(bad))} must"):
+        ReplayEndpoint(**({"ttft_s": 0.1, "token_gaps_s": [0.1], "length": 3} | bad))
 
 
 def test_a_prompt_may_be_an_array_of_ids():

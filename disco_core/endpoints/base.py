@@ -41,7 +41,9 @@ class Endpoint(Protocol):
     """An end. `generate` yields the tokens after the prefix and returns when the answer is complete.
 
     It raises an EndpointError otherwise: a stream that is merely cut never ends quietly. Closing the generator
-    cancels the work at any moment, prefill included, and returns once the end has confirmed that it stopped.
+    cancels the work at any moment, prefill included, and returns once the end has confirmed that it stopped, or
+    raises an EndpointError where it did not in time. Every token is asked for in a task of its own: what belongs to
+    one task (`asyncio.timeout`, a TaskGroup, a ContextVar) cannot be held over a `yield`.
 
     name         in records and messages
     vocabulary   fingerprint: equal fingerprints exchange ids, others text
@@ -77,8 +79,10 @@ def ahead(endpoint: Endpoint, tokens: AsyncGenerator[Token, None]) -> int:
 def checked(value: Any, name: str) -> Endpoint:
     """What has all that an endpoint has; InputError otherwise."""
     wanted = (*Endpoint.__annotations__, "count", "generate")
-    if isinstance(value, type) or not all(hasattr(value, one) for one in wanted):
-        raise InputError(f"{name} must be an endpoint, got {value!r:.80}")
+    missing = [one for one in wanted if not hasattr(value, one)]
+    if isinstance(value, type) or missing:
+        without = f", which has no {', '.join(missing)}" if len(missing) < len(wanted) and missing else ""
+        raise InputError(f"{name} must be an endpoint, got {value!r:.80}{without}")
     found: Endpoint = value
     return found
 
@@ -118,7 +122,12 @@ async def until(when: float) -> None:
     if when <= loop.time():
         return
     woken: asyncio.Future[None] = loop.create_future()
-    handle = loop.call_at(when, woken.set_result, None)
+
+    def wake() -> None:
+        if not woken.done():  # a cancel may have come at that instant
+            woken.set_result(None)
+
+    handle = loop.call_at(when, wake)
     try:
         await woken
     finally:

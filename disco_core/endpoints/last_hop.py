@@ -10,9 +10,10 @@ import numpy as np
 
 from disco_core import checks
 from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, checked, until, whole
+from disco_core.errors import CutError
 from disco_core.latency import TTFTDistribution
 
-News = Token | Exception | None
+News = Token | BaseException | None
 
 
 @dataclass
@@ -81,13 +82,15 @@ class LastHop:
                 await until(when)
                 if news is None:
                     return
-                if isinstance(news, Exception):
+                if isinstance(news, BaseException):
                     raise news
                 held.tokens -= 1
                 yield news
         finally:
             carrier.cancel()
             await asyncio.wait([carrier])
+            if not carrier.cancelled():
+                carrier.result()  # raises where the endpoint did not confirm its end
 
     async def _carry(
         self, prefix: Prefix, arrives: float, arrived: "asyncio.Queue[tuple[float, News]]", held: _Held
@@ -96,7 +99,7 @@ class LastHop:
         loop, late = asyncio.get_running_loop(), 0.0
         sizes = self._sizes(takeover=bool(prefix.generated))
         wanted, bundle, first = next(sizes), list[Token](), True
-        ended: Exception | None = None
+        ended: BaseException | None = None
         try:
             async with aclosing(self.endpoint.generate(prefix)) as tokens:
                 async for token in tokens:
@@ -109,8 +112,12 @@ class LastHop:
                         for one in bundle:
                             arrived.put_nowait((when, one))
                         wanted, bundle = next(sizes), []
-        except Exception as failure:
-            ended = failure
+        except BaseException as failure:
+            task = asyncio.current_task()
+            if (task and task.cancelling()) or isinstance(failure, KeyboardInterrupt | SystemExit):
+                raise
+            cancelled = isinstance(failure, asyncio.CancelledError)
+            ended = CutError(self.name, "it was cancelled") if cancelled else failure
         for rest in [*bundle, ended]:
             arrived.put_nowait((loop.time() + late, rest))
 

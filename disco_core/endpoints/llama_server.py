@@ -26,9 +26,10 @@ from disco_core import checks
 from disco_core.endpoints.base import Prefix, Prompt, Token, estimate
 from disco_core.endpoints.llama_cpp import PROBE, admit, fingerprint, parts
 from disco_core.endpoints.wire import LONGEST_EVENT, Events, Remote, stale, watched
-from disco_core.errors import CutError, EndpointError, ProtocolError, RefusedError
+from disco_core.errors import CutError, EndpointError, ProtocolError, RefusedError, StalledError
 
 QUESTION_S = 2.0  # most seconds for a question that blocks
+MARK = "dry_allowed_length"  # a setting of a sampler that is off, which the server shows with its slots
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -106,12 +107,13 @@ class LlamaServerEndpoint(Remote):
                 part = list(await asyncio.to_thread(self._tokenize, part, i == 0))
             ids += part
         admit(self.name, prefix, ids, self._size, self.context)
-        seed = prefix.seed if self.temperature and prefix.seed is not None else secrets.randbelow(2**31)
+        mark = secrets.randbelow(2**31)  # of the slot, so that its end can be seen
         request = {
             "prompt": ids,
             "n_predict": prefix.max_tokens,
             "temperature": self.temperature,
-            "seed": seed,  # greedy decoding does not use it: it marks the slot, so that its end can be seen
+            "seed": secrets.randbelow(2**31) if prefix.seed is None else prefix.seed % 2**32,
+            MARK: mark,
             "stream": True,
             "return_tokens": True,
             "return_progress": True,
@@ -126,7 +128,7 @@ class LlamaServerEndpoint(Remote):
                         yield token
         except (GeneratorExit, asyncio.CancelledError):
             if not reader.done:
-                await self._free(seed)
+                await self._free(mark)
             raise
         except EndpointError as error:
             failed = error
@@ -199,17 +201,18 @@ class LlamaServerEndpoint(Remote):
             except ValueError as error:
                 raise self._unreadable(error) from None
 
-    async def _free(self, seed: int) -> None:
-        """Wait until no slot works on the request any more; at most `confirm_s`."""
+    async def _free(self, mark: int) -> None:
+        """Wait until no slot works on the request any more; StalledError after `confirm_s`."""
         try:
             async with asyncio.timeout(self.confirm_s):
                 while True:
                     slots = (await self._pool().get(f"{self.url}/slots")).json()
-                    if not any(slot["is_processing"] and slot["params"]["seed"] == seed for slot in slots):
+                    if not any(slot["is_processing"] and slot["params"][MARK] == mark for slot in slots):
                         return
                     await asyncio.sleep(0.005)
         except (httpx.HTTPError, TimeoutError, KeyError, TypeError, ValueError):
             self.unconfirmed += 1
+            raise StalledError(self.name, "it did not confirm that it stopped") from None
 
     def _tokenized(self, text: str, opening: bool, special: bool = True) -> tuple[int, ...]:
         request = {"content": text, "add_special": opening, "parse_special": special}
@@ -270,7 +273,8 @@ class _Reader:
         if "prompt_progress" in event:
             return []
         try:
-            text, ids, stop = str(event["content"]), [int(id) for id in event["tokens"]], bool(event["stop"])
+            text, ids = checks.kind(event["content"], str, "content"), [int(id) for id in event["tokens"]]
+            stop = bool(event["stop"])
             made = int(event["tokens_predicted"]) - (self.index - self.first)
         except (KeyError, TypeError, ValueError) as error:
             raise self.endpoint._unreadable(repr(error)) from None

@@ -60,13 +60,18 @@ class OpenAIEndpoint(Remote):
             raise RefusedError(self.name, "no key: set OPENAI_API_KEY, or pass api_key")
         if continuation not in get_args(Continuation):
             raise InputError(f"continuation must be one of {', '.join(get_args(Continuation))}, got {continuation!r}")
-        if template is not None and template.count("{prompt}") != 1:
+        if template is not None and checks.kind(template, str, "template").count("{prompt}") != 1:
             raise InputError(f"template must contain {{prompt}} once, got {template!r:.80}")
         self.continuation, self.template = continuation, template
         self.continues = continuation != "none"
-        self.vocabulary, self.context = self.name, context  # ids are never exchanged
+        self.vocabulary = self.name  # ids are never exchanged
+        self.context = None if context is None else checks.count(context, "context")
         self.temperature = checks.number(temperature, "temperature")
+        if not isinstance(options, Mapping | None):
+            raise InputError(f"options must be a mapping, got {options!r:.80}")
         self.options, self.usage = dict(options or {}), list[tuple[int, int]]()
+        if not (count_tokens is None or callable(count_tokens)):
+            raise InputError(f"count_tokens must be a function, got {count_tokens!r:.80}")
         self._count_tokens = count_tokens
         self._package = _package(self.name)
 

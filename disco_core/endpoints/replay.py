@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from disco_core.endpoints.base import Prefix, Prompt, Token
+from disco_core import checks
+from disco_core.endpoints.base import Prefix, Prompt, Token, whole
 from disco_core.errors import CutError, ProtocolError, RefusedError
 
 
@@ -27,6 +28,8 @@ class Failure(Enum):
 @dataclass
 class ReplayEndpoint:
     """Timed tokens from a trace or a profile: the first after `ttft_s`, then one after each of `token_gaps_s`.
+
+    One endpoint replays one answer; another prompt is an AssertionError.
 
     ttft_s         seconds, or a function of the tokens it has to prefill (prompt and generated)
     token_gaps_s   seconds before the second, third, ... token of a piece of work; the last one repeats
@@ -60,6 +63,16 @@ class ReplayEndpoint:
     _began_s: float = field(default=0.0, init=False)
     _took_s: float = field(default=0.0, init=False)
     _takes_s: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        if not callable(self.ttft_s):
+            checks.number(self.ttft_s, "ttft_s")
+        if whole(self.length, "length") > 1:
+            checks.seconds(self.token_gaps_s, "token_gaps_s")
+        if self.fail is not None:
+            checks.kind(self.fail, Failure, "fail")
+        whole(self.at, "at")
+        checks.number(self.cancel_s, "cancel_s")
 
     def count(self, prompt: Prompt) -> int:
         """The prompt's length: every element is a token."""
