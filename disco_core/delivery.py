@@ -14,6 +14,7 @@ from disco_core.errors import InputError
 READING_RATE = 4.8  # r_c, tokens per second; Andes, section 2
 LISTENING_RATE = 3.3  # tokens per second; Andes, section 2
 TTFT_EXPECTED = 1.0  # seconds; Andes' default
+ROUNDING_S = 1e-9  # seconds: a token is not late by what sums of floats are off
 
 
 def deadlines(generated_s: ArrayLike, reading_rate: float = READING_RATE) -> Floats:
@@ -30,7 +31,7 @@ def release(generated_s: ArrayLike, reading_rate: float = READING_RATE) -> Float
 
 def delayed(generated_s: ArrayLike, reading_rate: float = READING_RATE) -> NDArray[np.bool_]:
     """Which tokens were generated after they were due, shape (tokens,)."""
-    return _generated(generated_s) > deadlines(generated_s, reading_rate)
+    return _generated(generated_s) > deadlines(generated_s, reading_rate) + ROUNDING_S
 
 
 def time_between_tokens(released_s: ArrayLike) -> Floats:

@@ -94,9 +94,13 @@ class DispatchPlan:
 
     @staticmethod
     def _after(delay: Floats, server: Floats, ttft: TTFTDistribution) -> Floats:
-        # P(delay < server + TTFT); a server that is never started never answers
-        with np.errstate(invalid="ignore"):
-            return np.where(np.isinf(server), 1.0, np.where(np.isinf(delay), 0.0, ttft.sf(delay - server)))
+        # P(delay < server + TTFT), by the sums that the race compares; a server that is never started never answers
+        share = np.ones(delay.shape)
+        for at in np.unique(server[np.isfinite(server)]):
+            here = server == at
+            below = np.searchsorted(at + ttft.values_s, delay[here], side="right")
+            share[here] = 1.0 - np.concatenate([[0.0], ttft.cumulative])[below]
+        return share
 
     def _entry(self, lengths: Ints) -> Ints:
         known: Ints = np.minimum(lengths, self.prompt_tokens[-1])
@@ -155,7 +159,8 @@ def plan_device_constrained(
     lengths = LengthDistribution.of(prompt_tokens)
     mass = lengths.tokens * lengths.counts / (lengths.tokens @ lengths.counts)  # l p(l) / E[l]
     # without a budget the device is never asked, also not by a TTFT beyond all that were seen
-    w_tail = float(ttft.quantile(1.0 - min(alpha, b))) if b > 0 else NEVER
+    level = max(0.0, 1.0 - min(alpha, b) - 1e-15)  # 1 - 0.7 is a little more than 0.3
+    w_tail = float(ttft.quantile(level)) if b > 0 else NEVER
     tail_share, full_share = float(ttft.sf(w_tail)), float(ttft.sf(0.0))
     spent = np.cumsum(mass * (full_share - tail_share))
     rest = b - tail_share

@@ -56,9 +56,10 @@ class TTFTDistribution:
         """A pool: a draw comes from `parts[i]` with probability proportional to `weights[i]`, shape (parts,)."""
         pool = [checks.kind(part, TTFTDistribution, "parts") for part in parts]
         share = checks.seconds(weights, "weights", unit="")
-        if share.shape != (len(pool),) or share.sum() == 0:
+        if share.shape != (len(pool),) or share.max() == 0:
             raise InputError(f"weights must be {len(pool)} numbers, not all 0, got {weights!r:.80}")
-        share = share / share.sum()
+        pool, share = [part for part, s in zip(pool, share, strict=True) if s > 0], share[share > 0] / share.max()
+        share /= share.sum()
         atoms = np.concatenate([part.values_s for part in pool])
         mass = np.concatenate([s * np.diff(p.cumulative, prepend=0.0) for s, p in zip(share, pool, strict=True)])
         order = np.argsort(atoms, kind="stable")
@@ -175,7 +176,7 @@ class DeviceProfile:
         slope, startup = np.polyfit(length, time, 1)
         if startup < 0:
             slope, startup = (length @ time) / (length @ length), 0.0
-        if slope <= 0:
+        if slope * np.ptp(length) <= 1e-12 * time.max():  # what a fit of equal times leaves is rounding
             raise InputError(f"ttft_s must grow with prompt length, got a slope of {slope:.3g} s per token")
         residual = time - (slope * length + startup)
         spread = time - time.mean()

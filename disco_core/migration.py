@@ -141,19 +141,24 @@ class MigrationRule(Rule):
         return worth
 
     def buffer_needed(self, prompt_tokens: ArrayLike, generated: ArrayLike) -> Ints:
-        """`B = ceil(r_c t_m)`: tokens the reader must have in hand while the target takes over."""
+        """`B = ceil(r_c t_m)`: tokens the reader must have in hand while the target takes over, at most 2^62."""
+        return np.minimum(self._buffer(prompt_tokens, generated), 2.0**62).astype(np.int64)
+
+    def _buffer(self, prompt_tokens: ArrayLike, generated: ArrayLike) -> Floats:
+        # as whole floats: a stream asks at every token, and a take-over may take for ever
         if self.target is End.DEVICE:
-            # T_d(l + n), without checking what was checked before: a stream asks at every token
+            # T_d(l + n), without checking what was checked before
             prefilled = np.asarray(prompt_tokens) + np.asarray(generated)
             takeover_s: ArrayLike = prefilled / self.device.prefill_rate + self.device.startup
         else:
             takeover_s = self._server_takeover_s
-        return np.ceil(self.reading_rate * np.asarray(takeover_s)).astype(np.int64)
+        needed: Floats = np.ceil(self.reading_rate * np.asarray(takeover_s))
+        return needed
 
     def moves(self, prompt_tokens: ArrayLike, generated: ArrayLike, elapsed_s: ArrayLike) -> NDArray[np.bool_]:
         """Whether to hand over now, at the n-th token, `elapsed_s` after the first; arguments broadcast."""
         due = np.floor(np.asarray(elapsed_s) * self.reading_rate) + 1
-        enough = np.asarray(generated) - due >= self.buffer_needed(prompt_tokens, generated)
+        enough = np.asarray(generated) - due >= self._buffer(prompt_tokens, generated)
         now: NDArray[np.bool_] = self.saves(prompt_tokens, generated) & enough
         return now
 

@@ -78,7 +78,7 @@ def simulate_queue(
     free. A start that is still in the queue when the server answers is dropped and not paid; one that has begun is
     paid, and cancelled at once if the server answers first. If the device answers first, it is taken until its last
     token. TTFT counts from the request's arrival. Of requests that ask at one moment the one that came first goes
-    first. Answers do not move from end to end.
+    first. Times are compared as floats: a tie is one only if its sums are equal. Answers do not move from end to end.
 
     rng, ttft_s, delays_s   as in `simulate`, and its errors; generators of equal seed meet equal draws in both
     """
@@ -86,10 +86,11 @@ def simulate_queue(
     (server_ttft, device_ttft), (server_delay, device_delay) = own_s, delay_s
     answered = server_delay + server_ttft
     decoding = (load.output_tokens - 1) / device.decode_rate
-    asked_at = load.arrival_s + device_delay
+    arrival = load.arrival_s - load.arrival_s.min()  # seconds since 1970 would leave few digits for the race
+    asked_at = arrival + device_delay
     asked = device_delay < answered
-    turn = np.lexsort((load.arrival_s, asked_at, ~asked))[: asked.sum()]  # the latter keys count first
-    columns = (load.arrival_s, device_delay, server_delay, answered, device_ttft, decoding)
+    turn = np.lexsort((arrival, asked_at, ~asked))[: asked.sum()]  # the latter keys count first
+    columns = (arrival, device_delay, server_delay, answered, device_ttft, decoding)
     start_s, busy_s = np.full(len(load), NEVER), np.zeros(len(load))
     start_s[turn], busy_s[turn] = _serve(*(column[turn].tolist() for column in columns))
     # with the queue's starts in place of the plan's it is the same race, compared with the same floats

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from disco_core.cost import End
+from disco_core.delivery import ROUNDING_S
 from disco_core.errors import EndpointError, StreamError
 
 
@@ -73,4 +74,4 @@ class Record:
     @property
     def delay_num(self) -> int:
         """Tokens generated after they were due."""
-        return sum(token.generated_s > token.due_s for token in self.tokens)
+        return sum(token.generated_s > token.due_s + ROUNDING_S for token in self.tokens)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from disco_core import checks
 from disco_core.checks import Floats, Ints
 from disco_core.cost import CostModel, End, Ledger
-from disco_core.delivery import experience
+from disco_core.delivery import ROUNDING_S, experience
 from disco_core.dispatch import DispatchPlan
 from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile, ServerProfile
@@ -207,7 +207,7 @@ def _answers(
     generated = np.cumsum(np.where((at > 0) & (n > at), after, steps), axis=1)
     due = first_s + (n - 1) / rule.reading_rate
     answered = n <= length
-    delays = ((generated > due) & answered).sum(axis=1)
+    delays = ((generated > due + ROUNDING_S) & answered).sum(axis=1)
     released = np.maximum(generated, due)
     gaps = np.where(answered[:, 1:], np.diff(released, axis=1), np.inf)
     rank = np.ceil(0.99 * (length[:, 0] - 1)).astype(np.int64) - 1

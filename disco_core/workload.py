@@ -25,6 +25,8 @@ class LengthDistribution:
         if falls.any():
             at = int(np.argmax(falls))
             raise InputError(f"tokens must ascend strictly, got {length[at]} and then {length[at + 1]}")
+        if length.astype(np.float64) @ count > 2**62:
+            raise InputError("tokens and counts are too large: their products must add up to at most 2^62")
         object.__setattr__(self, "tokens", checks.frozen(length))
         object.__setattr__(self, "counts", checks.frozen(count))
 

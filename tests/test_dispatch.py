@@ -217,3 +217,31 @@ def test_a_plan_that_starts_nobody_is_refused():
         dc.DispatchPlan("bad", *one, dc.Constraint.DEVICE, 7)
     idle = [[[0.0, np.inf]], [[0.0, np.inf]]]
     assert dc.DispatchPlan("never taken", [1], idle, [[1.0, 0.0]]).draw([3, 4], np.random.default_rng(0)).max() == 0
+
+
+tenths = st.integers(0, 12).map(lambda n: n / 10)
+
+
+@given(st.lists(tenths, min_size=1, max_size=6), tenths, tenths | st.just(np.inf), st.integers(1, 30))
+def test_expected_shares_are_those_of_the_race_also_at_ties(samples, server_delay, device_delay, length):
+    plan = dc.DispatchPlan("hedge", [1], np.array([[[server_delay]], [[device_delay]]]), [[1.0]])
+    ttft, device, n = dc.TTFTDistribution(samples), dc.DeviceProfile(10.0, 10.0), len(samples)
+    load = dc.Workload(np.zeros(n), np.full(n, length), np.ones(n))
+    raced = dc.simulate(load, plan, dc.ServerProfile(ttft, 5.0), device, ttft_s=ttft.values_s)
+    expected = plan.expected_shares([length], ttft, device)
+    assert expected == pytest.approx([raced.server_share, raced.device_share], abs=1e-12)
+
+
+def test_a_choice_that_is_never_taken_may_start_nothing():
+    padded = [[[0.0, np.inf], [0.0, 0.0]], [[0.0, np.inf], [0.0, 1.0]]]
+    plan = dc.DispatchPlan("padded", [10, 20], np.array(padded), [[1.0, 0.0], [0.5, 0.5]])
+    shares = plan.expected_shares([5, 15], dc.TTFTDistribution([1.0]), dc.DeviceProfile(10, 10))
+    assert shares == pytest.approx([1.0, 0.625])
+
+
+@pytest.mark.parametrize(("n", "tail", "longest_wait"), [(10, 7, 3), (50, 9, 41)])
+def test_the_tail_waits_for_the_quantile_itself(n, tail, longest_wait):
+    """1 - 0.7 is a little more than 0.3."""
+    plan = dc.plan_device_constrained([5, 9], dc.TTFTDistribution(range(1, n + 1)), tail / n, tail / n)
+    taken = plan.delays_s[dc.End.DEVICE][plan.probability > 1e-9]
+    assert set(taken) == {longest_wait}

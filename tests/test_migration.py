@@ -89,7 +89,7 @@ def test_equals_the_token_by_token_reference(requests, plan, ttft, rule, data):
         times, at = answer(rule, first, source, l, length, (1 / 50.0, 1 / 25.0), takeover)
         assert result.migrated_at[i] == at
         deadlines = [first + k / rule.reading_rate for k in range(length)]
-        assert result.delay_num[i] == sum(t > d for t, d in zip(times, deadlines, strict=True))
+        assert result.delay_num[i] == sum(t > d + 1e-9 for t, d in zip(times, deadlines, strict=True))
         released = [max(t, d) for t, d in zip(times, deadlines, strict=True)]
         gaps = sorted(b - a for a, b in itertools.pairwise(released))
         if gaps:
@@ -144,3 +144,12 @@ def test_bad_rules_are_named(bad):
     }
     with pytest.raises(dc.InputError, match=next(iter(bad))):
         dc.MigrationRule(**(good | bad))
+
+
+@pytest.mark.parametrize(("prefill_rate", "reading_rate"), [(1e-18, 4.8), (80.0, 1e20)])
+def test_a_take_over_that_never_ends_is_never_begun(prefill_rate, reading_rate):
+    cost, ttft = dc.CostModel(1e-7, 6e-7, 0, 0), dc.TTFTDistribution([0.3])
+    device = dc.DeviceProfile(prefill_rate, 10.0)
+    rule = dc.MigrationRule(cost, dc.LengthDistribution.of([50]), ttft, device, reading_rate=reading_rate)
+    assert rule.buffer_needed(5, 1) > 0
+    assert not rule.moves(5, np.arange(1, 50), 0.0).any()

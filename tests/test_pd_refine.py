@@ -224,3 +224,9 @@ def test_ids_that_a_model_cannot_read_are_refused(cloud, ids, words):
 def test_a_path_without_a_model_is_named(tmp_path):
     with pytest.raises(dc.InputError, match="refine: model_path must be a GGUF file"):
         self_information(tmp_path / "none.gguf", [1, 2])
+
+
+@pytest.mark.parametrize("rho", [0.0, 1.5, -1.0, float("nan"), [0.5, 0.0]])
+def test_a_share_that_is_none_is_named(rho):
+    with pytest.raises(dc.InputError, match=r"^rho must lie in \(0, 1\]"):
+        kept_tokens(100, rho)

@@ -337,3 +337,18 @@ def test_what_cannot_be_simulated_is_named():
             Settings(*columns)
     with pytest.raises(dc.InputError, match="slots"):
         pd_device.throughput([1.0], 0)
+
+
+@pytest.mark.parametrize(
+    ("k", "feasible", "word"), [(1e300, True, "^k must"), (1, 0.5, "^feasible"), (1, "no", "^fea")]
+)
+def test_settings_that_are_none_are_named(k, feasible, word):
+    with pytest.raises(dc.InputError, match=word):
+        Settings([k], [1.0], [0.1], [1.0], [feasible])
+
+
+def test_the_baseline_keeps_its_own_times():
+    first = np.array([1.0, 2.0])
+    alone = pd_device.cloud_only(dc.Workload([0, 0], [5, 5], [9, 9]), first, 0.05)
+    first[:] = 9.0
+    assert alone.ttft_s.tolist() == [1.0, 2.0]

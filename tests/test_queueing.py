@@ -218,3 +218,15 @@ def test_the_notebook_holds_the_queue_beside_no_queue(tmp_path):
     assert table["busy Stoch"].max() < 1
     found = json.loads((tmp_path / "arrivals.claims.json").read_text())
     assert {one["id"]: one["verdict"] for one in found} == {id: claims.load()[id].expected for id in ("D12", "D12a")}
+
+
+def test_the_year_does_not_change_who_wins():
+    def queued(since):
+        load = dc.Workload(since + np.arange(64) / 8, np.full(64, 3), np.full(64, 2))
+        server, device = dc.ServerProfile(dc.TTFTDistribution([0.5]), 5.0), dc.DeviceProfile(10.0, 10.0)
+        plan, rng = dc.plan_stochastic(1.0, dc.Constraint.DEVICE), np.random.default_rng(0)
+        return dc.simulate_queue(load, plan, server, device, rng=rng)
+
+    now, then = queued(0.0), queued(1.7e9)
+    assert np.array_equal(now.device_start_s, then.device_start_s)
+    assert np.array_equal(now.ttft_s, then.ttft_s)

@@ -304,3 +304,24 @@ def test_import_is_light_and_quick():
     heavy = {"scipy", "pandas", "matplotlib", "seaborn", "papermill", "llama_cpp", "pooch", "tqdm", "httpx"}
     assert heavy.isdisjoint(runs[0])
     assert np.median([float(words[0]) for words in runs]) < 1
+
+
+@pytest.mark.parametrize("lengths", [[5, 9, 100], [7, 8], [10, 20, 30]])
+@pytest.mark.parametrize("time_s", [0.0, 0.1, 0.3])
+def test_a_device_that_took_the_same_for_all_lengths_is_no_line(lengths, time_s):
+    with pytest.raises(dc.InputError, match="must grow with prompt length"):
+        dc.DeviceProfile.fit(lengths, [time_s] * len(lengths), 20.0)
+
+
+def test_a_pool_by_weights_of_any_size():
+    one, two = dc.TTFTDistribution([1.0]), dc.TTFTDistribution([2.0])
+    even = dc.TTFTDistribution.mixture([one, two], [1e308, 1e308])
+    assert (even.mean, float(even.cdf(1.0))) == (pytest.approx(1.5), pytest.approx(0.5))
+    only = dc.TTFTDistribution.mixture([one, two], [0, 1])
+    assert (float(only.cdf(1.0)), float(only.quantile(1e-14))) == (0.0, 2.0)
+
+
+def test_lengths_whose_sums_would_overflow_are_refused():
+    most = checks.MOST_TOKENS
+    with pytest.raises(dc.InputError, match="too large"):
+        dc.LengthDistribution([most - 2, most - 1, most], [most] * 3)

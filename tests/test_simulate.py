@@ -185,3 +185,12 @@ def test_bad_replacements_are_named():
     ]:
         with pytest.raises(dc.InputError, match=match):
             dc.simulate(load, plan, server, device, **given_)
+
+
+@pytest.mark.parametrize("rate", [3.3, 4.8, 8.0, 10.0])
+def test_an_end_as_fast_as_its_reader_is_never_late(rate):
+    load, ttft = dc.Workload([0.0], [4], [100]), dc.TTFTDistribution([1.0])
+    rule = dc.MigrationRule(PRICES, dc.LengthDistribution.of([100]), ttft, dc.DeviceProfile(9, 9), reading_rate=rate)
+    server, device = dc.ServerProfile(ttft, rate), dc.DeviceProfile(9, 9)
+    result = dc.simulate(load, dc.plan_server_only(), server, device, PRICES, rule, ttft_s=[1.0])
+    assert result.delay_num[0] == dc.delayed(1.0 + np.arange(100) / rate, rate).sum() == 0

@@ -56,12 +56,16 @@ class Settings:
         k, rho = checks.seconds(self.k, "k", unit=" tokens"), checks.seconds(self.rho, "rho", unit="")
         if np.any(k != np.floor(k)):
             raise InputError(f"k must be whole numbers of at least 0, got {k[k != np.floor(k)][0]}")
+        if k.max() > checks.MOST_TOKENS:
+            raise InputError(f"k must be at most {checks.MOST_TOKENS}, got {k.max()}")
         if rho.min() <= 0 or rho.max() > 1:
             raise InputError(f"rho must lie in (0, 1], got {rho.min() if rho.min() <= 0 else rho.max()}")
         tau = checks.seconds(self.tau_s, "tau_s")
         ready = checks.seconds(self.ready_s, "ready_s", allow_inf=True)
         columns = {"k": k.astype(np.int64), "rho": rho, "tau_s": tau, "ready_s": ready}
-        columns["feasible"] = np.asarray(self.feasible, np.bool_)
+        columns["feasible"] = np.asarray(self.feasible)
+        if columns["feasible"].dtype != np.bool_:
+            raise InputError(f"feasible must be True or False, got {self.feasible!r:.80}")
         for name, column in columns.items():
             if column.ndim != 1 or column.shape != k.shape:
                 raise InputError(f"{name} must have one entry per request, shape {k.shape}, got {column.shape}")
@@ -229,7 +233,7 @@ def cloud_only(load: Workload, cloud_ttft_s: ArrayLike, cloud_token_s: ArrayLike
     last = first + (length - 1) * token
     gap = np.where(length > 1, token, np.nan)
     ledger = Ledger(load.prompt_tokens, length, none, none)
-    return Answers(first, gap, last, last, length, none, none.astype(np.bool_), ledger)
+    return Answers(first.copy(), gap, last, last, length, none, none.astype(np.bool_), ledger)
 
 
 def device_only(load: Workload, device: DeviceProfile) -> Answers:

@@ -33,8 +33,11 @@ def kept_tokens(prompt_tokens: ArrayLike, rho: ArrayLike) -> Ints:
     >>> kept_tokens(100, 0.55).item()
     55
     """
+    share = np.asarray(rho)
+    if not np.all((share > 0) & (share <= 1)):
+        raise InputError(f"rho must lie in (0, 1], got {rho!r:.80}")
     # a product that is whole but for its rounding, as 0.55 * 100 is, must not cost a token
-    exact = np.asarray(prompt_tokens) * np.asarray(rho)
+    exact = np.asarray(prompt_tokens) * share
     kept: Ints = np.ceil(exact * (1 - 1e-12)).astype(np.int64)
     return kept
 
