@@ -110,7 +110,7 @@ class Run:
     async def aclose(self) -> None:
         """The reader's cancel: returns once both ends have confirmed that they stopped, or `confirm_s` is over.
 
-        Also from another task than the reader's, whose loop then ends with the token it waits for.
+        Also from another task than the reader's, whose loop then ends: at once, or when the next token is due.
         """
         iterator, self._held, self._begun = self._iterator(), None, True
         if iterator is not None and not iterator.ag_running:  # type: ignore[attr-defined]

@@ -29,7 +29,7 @@ from disco_core.endpoints.wire import LONGEST_EVENT, Events, Remote, stale, watc
 from disco_core.errors import CutError, EndpointError, ProtocolError, RefusedError, StalledError
 
 QUESTION_S = 2.0  # most seconds for a question that blocks
-MARK = "dry_allowed_length"  # a setting of a sampler that is off, which the server shows with its slots
+MARK = "dry_allowed_length"  # the server shows it with its slots; of a sampler that is off, and with a mark stays so
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -100,7 +100,10 @@ class LlamaServerEndpoint(Remote):
         return estimate(prompt)
 
     async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
-        """The tokens that follow, up to the end of the turn. Closing returns once the server's slot is free."""
+        """The tokens that follow, up to the end of the turn.
+
+        Closing returns once the server's slot is free; StalledError after `confirm_s`.
+        """
         ids: list[int] = []
         for i, part in enumerate(parts(prefix)):
             if isinstance(part, str):
@@ -112,7 +115,7 @@ class LlamaServerEndpoint(Remote):
             "prompt": ids,
             "n_predict": prefix.max_tokens,
             "temperature": self.temperature,
-            "seed": secrets.randbelow(2**31) if prefix.seed is None else prefix.seed % 2**32,
+            "seed": -1 if prefix.seed is None else prefix.seed % 2**32,  # -1: the server draws one
             MARK: mark,
             "stream": True,
             "return_tokens": True,
