@@ -7,11 +7,15 @@ from disco_core.cost import End
 from disco_core.endpoints.base import Endpoint, Prefix, Token, ahead
 from disco_core.errors import CutError, EndpointError, ProtocolError, StalledError
 
+News = Token | EndpointError | None  # the next token, why there is none, or the end of the answer
+
 
 class Work:
     """One piece of work of one end. `next` is the token it was asked for, None for the end of the answer.
 
-    The alarm is told to `next` at its time, whatever the endpoint does then: a cancel may take it long to confirm.
+    One task runs the endpoint's generator from its beginning to its close, so that it may hold over a `yield` what
+    belongs to a task. The alarm is told to `next` at its time, whatever the endpoint does then: a cancel may take it
+    long to confirm.
     """
 
     def __init__(self, end: End, endpoint: Endpoint, prefix: Prefix, stall_s: float) -> None:
@@ -25,50 +29,84 @@ class Work:
             self._refused = error
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
+        self._wanted = asyncio.Event()
+        self._reading = self._closing = False
         self.ask()
+        self._task = self._loop.create_task(self._run())
 
     def ask(self) -> None:
         self.next: asyncio.Future[Token | None] = self._loop.create_future()
-        self._asking = self._loop.create_task(self._ask())
+        self._wanted.set()
         self._patience = self._loop.time() + self.stall_s
         if self._alarm is None:  # one for many tokens: it looks at the time when it rings
             self._alarm = self._loop.call_at(self._patience, self._ring)
 
-    async def _ask(self) -> None:
-        """The next token, or a failure, always as an EndpointError."""
-        name = self.endpoint.name
+    async def _run(self) -> None:
+        """A token each time that one is wanted, to the end of the answer, a failure or `close`."""
+        try:
+            early: list[News] = []
+            while True:
+                try:
+                    await self._wanted.wait()
+                except asyncio.CancelledError as interrupt:  # by what the generator holds, such as a timeout
+                    early = early or [await self._following(interrupt)]
+                    continue
+                self._wanted.clear()
+                if self._closing:
+                    return
+                news = early.pop() if early else await self._following()
+                self._tell(news)
+                if not isinstance(news, Token):
+                    return
+        finally:
+            await self._closed()
+
+    async def _following(self, interrupt: asyncio.CancelledError | None = None) -> News:
+        """What comes next, an interrupt told to the generator where it stands; failures as EndpointErrors."""
+        name, self._reading = self.endpoint.name, True
         try:
             if self._tokens is None:
                 raise self._refused or CutError(name, "it gave no tokens to ask for")
-            while (token := await anext(self._tokens, None)) is not None:
-                if not isinstance(token, Token) or not isinstance(token.text, str):
-                    raise ProtocolError(name, f"sent {token!r:.60}, which is no Token with a text")
-                token.text.encode()  # raises for half a character
-                self.made += 1
-                if token.index > self.index:
-                    raise ProtocolError(name, f"sent token {token.index} where {self.index} was next")
-                if token.index == self.index:
-                    break
-                # a token that was here before: a chunk sent twice is dropped
-        except asyncio.CancelledError:
-            self._tell(CutError(name, "it was cancelled"))
-            raise
-        except BaseException as error:
-            if self._asking.cancelling() or isinstance(error, KeyboardInterrupt | SystemExit):
-                raise  # the first: it broke while it was being closed
-            failure = (
-                error if isinstance(error, EndpointError) else CutError(name, f"{type(error).__name__}: {error}")
-            )
-            failure.__cause__ = error.__cause__ if failure is error else error
-            self._tell(failure)
-        else:
+            step = anext(self._tokens) if interrupt is None else self._tokens.athrow(interrupt)
+            while (index := self._checked(token := await step)) < self.index:
+                step = anext(self._tokens)  # a token that was here before: a chunk sent twice is dropped
+            if index > self.index:
+                raise ProtocolError(name, f"sent token {index} where {self.index} was next")
             self.index += 1
-            self._tell(token)
+            return token
+        except StopAsyncIteration:
+            return None
+        except BaseException as error:
+            # while it is closed: it has stopped, or broke as it did
+            if self._closing or isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            return self._failure(error)
+        finally:
+            self._reading = False
 
-    def _tell(self, news: Token | Exception | None) -> None:
+    def _checked(self, token: Token) -> int:
+        """The place of what is a token, and was made."""
+        if not isinstance(token, Token) or not isinstance(token.text, str):
+            raise ProtocolError(self.endpoint.name, f"sent {token!r:.60}, which is no Token with a text")
+        token.text.encode()  # raises for half a character
+        self.made += 1
+        return token.index
+
+    def _failure(self, error: BaseException) -> EndpointError:
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:  # out of a TaskGroup
+            error = error.exceptions[0]
+        if isinstance(error, EndpointError):
+            return error
+        cancelled = isinstance(error, asyncio.CancelledError)
+        what = "it was cancelled" if cancelled else f"{type(error).__name__}: {error}"
+        failure = CutError(self.endpoint.name, what)
+        failure.__cause__ = error
+        return failure
+
+    def _tell(self, news: News) -> None:
         if self.next.done():
             return
-        if isinstance(news, Exception):
+        if isinstance(news, EndpointError):
             self.next.set_exception(news)
         else:
             self.next.set_result(news)
@@ -97,9 +135,23 @@ class Work:
         if self._alarm:
             self._alarm.cancel()
         self.next.cancel()
-        self._asking.cancel()
-        await asyncio.wait([self._asking])
-        if self._tokens:
+        self._closing = True
+        self._wanted.set()
+        if self._reading:
+            self._task.cancel()
+        try:
+            await asyncio.wait([self._task])
+        except asyncio.CancelledError:  # nobody waits for the confirmation any longer
+            self._task.cancel()
+            raise
+        if not self._task.cancelled():
+            self._task.result()
+
+    async def _closed(self) -> None:
+        if self._tokens is None:
+            return
+        try:
             await self._tokens.aclose()
-        if not self._asking.cancelled():
-            self._asking.result()
+        except BaseExceptionGroup as group:  # a TaskGroup held over a `yield` wraps even what closing throws in
+            if group.split(GeneratorExit)[1] is not None:
+                raise
