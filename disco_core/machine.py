@@ -203,7 +203,7 @@ class Machine:
             return whole(endpoint.count(prompt), f"{endpoint.name}: count")
         except Exception as error:  # a user's function
             warnings.warn(f"{endpoint.name} cannot count tokens: {type(error).__name__}: {error}", stacklevel=2)
-            return estimate(prompt) if isinstance(prompt, str) else len(prompt)
+            return estimate(prompt)
 
     def _refusal(self, target: End, at_least: int = 0) -> str | None:
         """Why an end cannot go on from the tokens there are, or that there will be at least."""

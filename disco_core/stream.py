@@ -10,7 +10,7 @@ from disco_core import checks
 from disco_core.cost import End
 from disco_core.delivery import READING_RATE
 from disco_core.dispatch import DispatchPlan
-from disco_core.endpoints.base import Endpoint, Prompt, checked, checked_prompt, until, whole
+from disco_core.endpoints.base import Endpoint, Prompt, checked, checked_prompt, is_chat, until, whole
 from disco_core.errors import InputError
 from disco_core.machine import Machine
 from disco_core.migration import Rule
@@ -35,6 +35,9 @@ def stream(
 ) -> "Run":
     """One answer from two ends: iterate over the result with `async for`, then read its `.record`.
 
+    prompt         text as the models read it, the assistant's turn left open; ids, where both ends have the same
+                   vocabulary; or messages such as {"role": "user", "content": "Why?"}, which each end puts in the
+                   chat template of its model
     start_s        loop time the request was meant to start; by default when it is first iterated
     reading_rate   r_c of the pace, tokens per second, unless the rule paces; by default the rule's, or Andes' 4.8
     wait           release tokens at the reader's pace; False yields them as they are made, with the same times
@@ -50,10 +53,10 @@ def stream(
     rate = reading_rate if reading_rate is not None else READING_RATE if rule is None else rule.reading_rate
     prompt, ends = checked_prompt(prompt), (checked(server, "server"), checked(device, "device"))
     builds = rule is not None and type(rule).prompt_for is not Rule.prompt_for
-    if not isinstance(prompt, str) and server.vocabulary != device.vocabulary and not builds:
-        raise InputError(
-            f"prompt must be a text where {server.name} and {device.name} have different vocabularies, got ids"
-        )
+    ids = not (isinstance(prompt, str) or is_chat(prompt))
+    if ids and server.vocabulary != device.vocabulary and not builds:
+        both = f"{server.name} and {device.name}"
+        raise InputError(f"prompt must be a text or messages where {both} have different vocabularies, got ids")
     machine = Machine(
         prompt,
         ends,

@@ -1,16 +1,19 @@
 """What a live stream asks of an end: tokens from a prefix, one after the other, and an end that is confirmed."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 import numpy as np
 
 from disco_core.errors import InputError
 
-Prompt = str | Sequence[int]  # text, or ids of the endpoint's own vocabulary; the assistant's turn left open
+Message = Mapping[str, str]  # its "role" and its "content", as chat APIs have them
+# text, or ids of the endpoint's own vocabulary, the assistant's turn left open; or messages, which each end builds as
+# its own model's chat template wants them
+Prompt = str | Sequence[int] | Sequence[Message]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Token:
 class Prefix:
     """All that an end needs to begin or to go on: no cache and no sampler state moves, only this.
 
-    prompt       as the rule built it for this end
+    prompt       as the rule built it for this end; of messages the last is never the assistant's
     generated    tokens the answer already has, from whichever end
     max_tokens   how many more may follow, at least 1
     """
@@ -42,8 +45,8 @@ class Endpoint(Protocol):
 
     It raises an EndpointError otherwise: a stream that is merely cut never ends quietly. Closing the generator
     cancels the work at any moment, prefill included, and returns once the end has confirmed that it stopped, or
-    raises an EndpointError where it did not in time. Every token is asked for in a task of its own: what belongs to
-    one task (`asyncio.timeout`, a TaskGroup, a ContextVar) cannot be held over a `yield`.
+    raises an EndpointError where it did not in time. All of it, closing too, happens in one task, so that
+    `asyncio.timeout`, a TaskGroup or a ContextVar may be held over a `yield`.
 
     name         in records and messages
     vocabulary   fingerprint: equal fingerprints exchange ids, others text
@@ -62,7 +65,7 @@ class Endpoint(Protocol):
     continues: bool
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt as built, in this end's own tokenizer; once it is gone an estimate, not a failure."""
+        """Tokens of a prompt as built, in this end's own tokenizer; where it cannot tell an estimate, no failure."""
         ...
 
     def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
@@ -88,20 +91,40 @@ def checked(value: Any, name: str) -> Endpoint:
 
 
 def checked_prompt(value: Any) -> Prompt:
-    """A text that can be encoded, or a list of ids; InputError otherwise."""
+    """A text that can be encoded, a list of ids, or messages; InputError otherwise."""
     try:
         if isinstance(value, str):
             value.encode()
             prompt: Prompt = value
-        elif isinstance(value, Sequence | np.ndarray) and not isinstance(value, bytes | bytearray | memoryview):
-            prompt = [index(id) for id in value]
-        else:
+        elif not isinstance(value, Sequence | np.ndarray) or isinstance(value, bytes | bytearray | memoryview):
             raise TypeError
+        else:
+            prompt = _messages(value) if is_chat(value) else [index(id) for id in value]
     except (TypeError, UnicodeEncodeError):
-        raise InputError(f"prompt must be a text or a list of token ids, got {value!r:.80}") from None
+        wanted = "a text, a list of token ids or a list of messages"
+        raise InputError(f"prompt must be {wanted}, got {value!r:.80}") from None
     if not prompt:
         raise InputError("prompt must not be empty")
     return prompt
+
+
+def is_chat(prompt: Any) -> TypeGuard[Sequence[Message]]:
+    """Whether a prompt is a list of messages."""
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _messages(values: Sequence[Any]) -> list[Message]:
+    """Messages of nothing but a role and a text, the last of them not the assistant's."""
+    for message in values:
+        fields = {key: message[key] for key in message}
+        if fields.keys() != {"role", "content"} or not all(isinstance(one, str) for one in fields.values()):
+            raise InputError(f"prompt must have messages of a role and a content, both texts, got {message!r:.80}")
+        fields["content"].encode()
+    if values[-1]["role"] == "assistant":
+        raise InputError("prompt must not end with the assistant's message: its turn is what is to be generated")
+    if not values[-1]["content"].strip():
+        raise InputError("prompt must not be empty, but its last message is")
+    return [dict(message) for message in values]
 
 
 def whole(value: Any, name: str) -> int:
@@ -111,9 +134,14 @@ def whole(value: Any, name: str) -> int:
     return int(value)
 
 
-def estimate(text: str) -> int:
-    """Tokens of a text where nobody counts: a rule of thumb for English, four bytes a token."""
-    return -(-len(text.encode()) // 4)
+def words(prompt: str | Sequence[Message]) -> str:
+    """A text, or what all messages say, without what a template puts around them."""
+    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+
+
+def estimate(prompt: Prompt) -> int:
+    """Tokens of a prompt where nobody counts: a rule of thumb for English, four bytes a token."""
+    return -(-len(words(prompt).encode()) // 4) if isinstance(prompt, str) or is_chat(prompt) else len(prompt)
 
 
 async def until(when: float) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import atexit
 import codecs
 import ctypes
-import hashlib
+import json
 import logging
 import queue
 import threading
@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, redirect_stderr, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from io import StringIO
 from itertools import islice, takewhile
 from pathlib import Path
@@ -25,22 +25,13 @@ from weakref import WeakKeyDictionary
 
 from disco_core import checks
 from disco_core.endpoints.base import Prefix, Prompt, Token, estimate
+from disco_core.endpoints.vocabulary import PROBE, admit, built, fingerprint, parts
 from disco_core.errors import CutError, EndpointError, InputError, RefusedError
 
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
 BATCH = 32  # prompt tokens per step: no slower here than 512, and a cancel waits for one operation of one step
-PROBE = (
-    "The quick brown fox, 3.14159 and 2,718; don't\n\n\tindent  twice… naïve façade — Größe, Київ, Ελλάδα, "
-    "東京で寿司, 안녕하세요, שלום, مرحبا, नमस्ते 🌱🚀👩‍🔬 def f(x): return {'a': [x ** 2, not None]} "
-    "<|im_start|><|im_end|><|endoftext|><start_of_turn><end_of_turn><|eot_id|></s><think>"
-)
-
-
-def fingerprint(vocabulary_size: int, probe_ids: Sequence[int]) -> str:
-    """A vocabulary in short: its size, and a hash of the ids it gives to `PROBE` with special tokens parsed."""
-    return f"{vocabulary_size}-{hashlib.sha256(repr(list(probe_ids)).encode()).hexdigest()[:16]}"
 
 
 def model_file(name: str, path: Any) -> Path:
@@ -54,34 +45,6 @@ def model_file(name: str, path: Any) -> Path:
     if magic != b"GGUF":
         raise InputError(f"{wanted}, which begins with {magic!r}")
     return Path(path)
-
-
-def parts(prefix: Prefix) -> list[str | list[int]]:
-    """What is prefilled, as pieces to tokenise and join: ids as they are where known, otherwise text.
-
-    The generated tokens go in as ids if every one has its id, and as text glued to the prompt's if one has none: so
-    a source with another vocabulary must not have its ids in the prefix.
-    """
-    prompt = prefix.prompt if isinstance(prefix.prompt, str) else [int(id) for id in prefix.prompt]
-    ids = [token.id for token in prefix.generated if token.id is not None]
-    if len(ids) == len(prefix.generated):
-        return [prompt, ids]
-    text = "".join(token.text for token in prefix.generated)
-    return [prompt + text] if isinstance(prompt, str) else [prompt, text]
-
-
-def admit(name: str, prefix: Prefix, ids: Sequence[int], vocabulary_size: int, context: int | None) -> None:
-    """RefusedError unless the ids are a prompt of this vocabulary, and fit the context with what may follow."""
-    if not ids:
-        raise RefusedError(name, "the prompt must not be empty")
-    if prefix.max_tokens < 1:
-        raise RefusedError(name, f"max_tokens must be at least 1, got {prefix.max_tokens}")
-    strange = next((id for id in ids if not 0 <= id < vocabulary_size), None)
-    if strange is not None:
-        raise RefusedError(name, f"token ids must be from 0 to {vocabulary_size - 1}, got {strange}")
-    whole = len(ids) + prefix.max_tokens
-    if context is not None and whole > context:
-        raise RefusedError(name, f"prompt and answer need {whole} tokens of context, it has {context}")
 
 
 @dataclass(eq=False)
@@ -129,7 +92,7 @@ class LlamaCppEndpoint:
     confirmed      tokens it has really processed, cancelled work included
 
     Prompts are taken as they are built: special tokens are parsed, and a BOS that the prompt already has is not
-    doubled.
+    doubled. Messages are built by the chat template that the file holds; without one they are refused.
     """
 
     def __init__(
@@ -156,15 +119,18 @@ class LlamaCppEndpoint:
         self._llama = loaded.result()
         atexit.register(self.close)  # a daemon thread inside a model's step would not survive the interpreter's end
         self._tokenize = lru_cache(maxsize=4096)(self._tokenized)
+        self._template = lru_cache(maxsize=256)(self._templated)
         self._size: int = self._llama.n_vocab()
         self.context: int | None = self._llama.n_ctx()
         self.vocabulary = fingerprint(self._size, self._tokenize(PROBE, False))
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt as built, a BOS that the model asks for included; an estimate once it is closed."""
-        if not isinstance(prompt, str):
-            return len(prompt)
-        return estimate(prompt) if self._closed else len(self._tokenize(prompt, True))
+        """Tokens of a prompt as built, a BOS that the model asks for included; an estimate if it cannot tell."""
+        try:
+            read = built(prompt, self._template)
+            return len(self._tokenize(read, True)) if isinstance(read, str) else len(read)
+        except RefusedError:  # for `generate` to report
+            return estimate(prompt)
 
     def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The tokens that follow, up to the end of the turn. Closing stops even a prefill within milliseconds."""
@@ -180,7 +146,7 @@ class LlamaCppEndpoint:
 
     async def _answer(self, prefix: Prefix, jobs: list[_Job]) -> AsyncGenerator[Token, None]:
         ids: list[int] = []
-        for i, part in enumerate(parts(prefix)):
+        for i, part in enumerate(parts(built(prefix.prompt, self._template), prefix.generated)):
             ids += self._tokenize(part, i == 0) if isinstance(part, str) else part
         admit(self.name, prefix, ids, self._size, self.context)
         if self._closed:
@@ -225,6 +191,25 @@ class LlamaCppEndpoint:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._path.name!r}, {self.name!r})"
+
+    def _templated(self, messages: str) -> str:
+        """Messages, as JSON, in the chat template of the model."""
+        if self._closed:
+            raise RefusedError(self.name, "it is closed")
+        try:
+            if self._chat is not None:
+                return str(self._chat(messages=json.loads(messages)).prompt)
+        except Exception as error:  # the template's own code: some know no system message, or want roles by turns
+            raise RefusedError(self.name, f"its chat template does not take these messages: {error}") from None
+        raise RefusedError(self.name, f"{self._path.name} has no chat template: the prompt must be a text or ids")
+
+    @cached_property
+    def _chat(self) -> Any:
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        found, model = self._llama.metadata.get("tokenizer.chat_template"), self._llama._model
+        eos, bos = (model.token_get_text(id) if id >= 0 else "" for id in (model.token_eos(), model.token_bos()))
+        return None if found is None else Jinja2ChatFormatter(found, eos_token=eos, bos_token=bos)
 
     def _tokenized(self, text: str, special: bool) -> tuple[int, ...]:
         """Ids of a text; `special`: it begins a prompt, and gets the BOS the model asks for unless it has one."""

@@ -23,8 +23,8 @@ from typing import Any
 import httpx
 
 from disco_core import checks
-from disco_core.endpoints.base import Prefix, Prompt, Token, estimate
-from disco_core.endpoints.llama_cpp import PROBE, admit, fingerprint, parts
+from disco_core.endpoints.base import Prefix, Prompt, Token, estimate, is_chat
+from disco_core.endpoints.vocabulary import PROBE, admit, built, fingerprint, parts
 from disco_core.endpoints.wire import LONGEST_EVENT, Events, Remote, stale, watched
 from disco_core.errors import CutError, EndpointError, ProtocolError, RefusedError, StalledError
 
@@ -45,9 +45,9 @@ class LlamaServerEndpoint(Remote):
     unconfirmed    cancelled requests whose end the server did not confirm in time
     estimated      counts of a text that are four bytes a token, since the server could not be asked
 
-    RefusedError if it cannot be reached or used, ProtocolError if it is something else. `count` of a text asks the
-    server the first time, and blocks meanwhile (about a millisecond on the same machine); a server that did not
-    answer is not asked again for `deadline_s`.
+    RefusedError if it cannot be reached or used, ProtocolError if it is something else. `count` of a text or of
+    messages, which the server puts in its own chat template, asks it the first time, and blocks meanwhile (about a
+    millisecond on the same machine); a server that did not answer is not asked again for `deadline_s`.
     """
 
     def __init__(
@@ -71,6 +71,7 @@ class LlamaServerEndpoint(Remote):
         self._http: dict[str, Any] = {"headers": headers, "verify": verify, "trust_env": False}
         self._mute_until = 0.0
         self._tokenize, failed = lru_cache(maxsize=4096)(self._tokenized), None
+        self._template = lru_cache(maxsize=256)(self._templated)
         try:
             self._size = int(self._ask("GET", "/v1/models")["data"][0]["meta"]["n_vocab"])
             self.context: int | None = int(self._ask("GET", "/props")["default_generation_settings"]["n_ctx"])
@@ -84,11 +85,11 @@ class LlamaServerEndpoint(Remote):
 
     def count(self, prompt: Prompt) -> int:
         """Tokens of a prompt as built, a BOS that the model asks for included; an estimate if the server is gone."""
-        if not isinstance(prompt, str):
+        if not (isinstance(prompt, str) or is_chat(prompt)):
             return len(prompt)
         if time.monotonic() >= self._mute_until:
             try:
-                return len(self._tokenize(prompt, True))
+                return len(self._tokenize(str(built(prompt, self._template)), True))
             except (
                 EndpointError,
                 ValueError,
@@ -105,7 +106,9 @@ class LlamaServerEndpoint(Remote):
         Closing returns once the server's slot is free; StalledError after `confirm_s`.
         """
         ids: list[int] = []
-        for i, part in enumerate(parts(prefix)):
+        prompt, template = prefix.prompt, self._template
+        read = await asyncio.to_thread(built, prompt, template) if is_chat(prompt) else built(prompt, template)
+        for i, part in enumerate(parts(read, prefix.generated)):
             if isinstance(part, str):
                 part = list(await asyncio.to_thread(self._tokenize, part, i == 0))
             ids += part
@@ -216,6 +219,11 @@ class LlamaServerEndpoint(Remote):
         except (httpx.HTTPError, TimeoutError, KeyError, TypeError, ValueError):
             self.unconfirmed += 1
             raise StalledError(self.name, "it did not confirm that it stopped") from None
+
+    def _templated(self, messages: str) -> str:
+        """Messages, as JSON, in the server's chat template."""
+        found = self._ask("POST", "/apply-template", {"messages": json.loads(messages)})
+        return checks.kind(found["prompt"], str, "prompt")
 
     def _tokenized(self, text: str, opening: bool, special: bool = True) -> tuple[int, ...]:
         request = {"content": text, "add_special": opening, "parse_special": special}

@@ -1,12 +1,12 @@
 """Any server that speaks OpenAI's API (vLLM, llama.cpp, DeepSeek, OpenAI), on the `openai` package."""
 
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Literal, get_args
 
 from disco_core import checks
-from disco_core.endpoints.base import Prefix, Prompt, Token, estimate
+from disco_core.endpoints.base import Message, Prefix, Prompt, Token, estimate, is_chat, words
 from disco_core.endpoints.wire import Remote, stale, watched
 from disco_core.errors import CutError, EndpointError, InputError, ProtocolError, RefusedError
 
@@ -25,9 +25,10 @@ class OpenAIEndpoint(Remote):
                   "completions"             raw completions of the prompt as built, for answers from the start too
                   "prefix"                  a last assistant message marked `prefix` (DeepSeek)
                   "continue_final_message"  a last assistant message that stays open (vLLM, llama.cpp)
-    template      how prompts are built, with `{prompt}` for the user's words: chat asks for these alone. None: the
-                  whole prompt is the user's message
-    count_tokens  tokens of a prompt; by default an estimate of four bytes a token, since the API does not tell
+    template      how a prompt that is a text was built, with `{prompt}` for the user's words: chat asks for these
+                  alone. None: the whole prompt is the user's message
+    count_tokens  tokens of a text, for messages of what they say; by default an estimate of four bytes a token, since
+                  the API does not tell
     context       tokens of prompt and answer that fit, None where unknown
     deadline_s    seconds without a byte after which it has failed
     options       more parameters of the request, such as {"logprobs": True}; None takes one out
@@ -77,9 +78,9 @@ class OpenAIEndpoint(Remote):
 
     def count(self, prompt: Prompt) -> int:
         """Tokens of a prompt, an estimate unless `count_tokens` was given."""
-        if not isinstance(prompt, str):
-            return len(prompt)
-        return self._count_tokens(prompt) if self._count_tokens else estimate(prompt)
+        if self._count_tokens and (isinstance(prompt, str) or is_chat(prompt)):
+            return self._count_tokens(words(prompt))
+        return estimate(prompt)
 
     async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The tokens that follow, up to the end of the turn; closing closes the connection."""
@@ -131,16 +132,17 @@ class OpenAIEndpoint(Remote):
         return await send(await stack.enter_async_context(self._new_client()))
 
     def _request(self, prefix: Prefix) -> dict[str, Any]:
-        if not isinstance(prefix.prompt, str) or not prefix.prompt:
-            raise RefusedError(self.name, f"the prompt must be a text, got {prefix.prompt!r:.40}")
+        raw, prompt = self.continuation == "completions", prefix.prompt
+        if not prompt or not (isinstance(prompt, str) or (is_chat(prompt) and not raw)):
+            wanted = "a text" if raw else "a text or messages"
+            raise RefusedError(self.name, f"the prompt must be {wanted}, got {prompt!r:.40}")
         if prefix.max_tokens < 1:
             raise RefusedError(self.name, f"max_tokens must be at least 1, got {prefix.max_tokens}")
         if prefix.generated and not self.continues:
             raise RefusedError(self.name, "it cannot continue an open assistant turn")
-        needed = self.count(prefix.prompt) + len(prefix.generated) + prefix.max_tokens
+        needed = self.count(prompt) + len(prefix.generated) + prefix.max_tokens
         if self.context is not None and needed > self.context:
             raise RefusedError(self.name, f"prompt and answer need {needed} tokens of context, it has {self.context}")
-        raw = self.continuation == "completions"
         limit = "max_completion_tokens" if self.base_url == OPENAI and not raw else "max_tokens"
         request: dict[str, Any] = {
             "model": self.model,
@@ -152,28 +154,30 @@ class OpenAIEndpoint(Remote):
         if prefix.seed is not None:
             request["seed"] = prefix.seed
         text = "".join(token.text for token in prefix.generated)
-        request |= (
-            self._chat(prefix.prompt, text)
-            if self.continuation != "completions"
-            else {"prompt": prefix.prompt + text}
-        )
+        request |= {"prompt": f"{prompt}{text}"} if raw else self._chat(prompt, text)
         return {key: value for key, value in (request | self.options).items() if value is not None}
 
-    def _chat(self, prompt: str, generated: str) -> dict[str, Any]:
+    def _chat(self, prompt: str | Sequence[Message], generated: str) -> dict[str, Any]:
         """The prompt as messages, and the open turn as this server wants it."""
+        messages: list[dict[str, Any]] = (
+            [{"role": "user", "content": self._asked(prompt)}] if isinstance(prompt, str) else [*map(dict, prompt)]
+        )
+        if not generated:
+            return {"messages": messages}
+        turn: dict[str, Any] = {"role": "assistant", "content": generated}
+        if self.continuation == "prefix":
+            return {"messages": [*messages, turn | {"prefix": True}]}
+        return {
+            "messages": [*messages, turn],
+            "extra_body": {"add_generation_prompt": False, "continue_final_message": True},
+        }
+
+    def _asked(self, prompt: str) -> str:
+        """The user's words in a prompt that was built with the template."""
         before, after = (self.template or "{prompt}").split("{prompt}")
         if not (prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before + after)):
             raise RefusedError(self.name, f"the prompt was not built with its template: {prompt!r:.60}")
-        user: dict[str, Any] = {"role": "user", "content": prompt[len(before) : len(prompt) - len(after)]}
-        if not generated:
-            return {"messages": [user]}
-        turn: dict[str, Any] = {"role": "assistant", "content": generated}
-        if self.continuation == "prefix":
-            return {"messages": [user, turn | {"prefix": True}]}
-        return {
-            "messages": [user, turn],
-            "extra_body": {"add_generation_prompt": False, "continue_final_message": True},
-        }
+        return prompt[len(before) : len(prompt) - len(after)]
 
     def _translated(self, error: Exception, *, begun: bool) -> EndpointError:
         """Every failure of the package as one of ours, in one line and without the key."""

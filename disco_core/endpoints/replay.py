@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from disco_core import checks
-from disco_core.endpoints.base import Prefix, Prompt, Token, whole
+from disco_core.endpoints.base import Prefix, Prompt, Token, is_chat, whole, words
 from disco_core.errors import CutError, ProtocolError, RefusedError
 
 
@@ -75,8 +75,8 @@ class ReplayEndpoint:
         checks.number(self.cancel_s, "cancel_s")
 
     def count(self, prompt: Prompt) -> int:
-        """The prompt's length: every element is a token."""
-        return len(prompt)
+        """The prompt's length: every id is a token, and so is every character, of messages what they say."""
+        return _length(prompt)
 
     async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """Replay the timeline from where the prefix ends."""
@@ -84,7 +84,7 @@ class ReplayEndpoint:
         self.running += 1
         try:
             first = len(prefix.generated)
-            tokens = len(prefix.prompt) + first
+            tokens = _length(prefix.prompt) + first
             self.prefilled += tokens - self._asked * self.reuses
             self._asked = tokens
             if self.fail in (Failure.REFUSE, Failure.RATE_LIMIT):
@@ -155,3 +155,7 @@ class ReplayEndpoint:
             assert prefix.prompt == earlier.prompt, f"{self.name} was given another prompt"
         assert prefix.max_tokens >= 1
         self.seen.append(prefix)
+
+
+def _length(prompt: Prompt) -> int:
+    return len(words(prompt) if is_chat(prompt) else prompt)
