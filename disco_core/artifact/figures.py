@@ -187,6 +187,7 @@ def _rendered(fig: Figure) -> dict[str, bytes]:
     found, canvas, dpi, layout = {}, fig.canvas, fig.dpi, fig.get_layout_engine()
     with mpl.rc_context(fixed):
         try:
+            fig.set_dpi(mpl.rcParams["savefig.dpi"])  # where small letters are wider than on a screen
             fig.draw_without_rendering()
             fig.set_layout_engine("none")
             for suffix, drawn_on in FORMATS.items():
