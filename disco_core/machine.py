@@ -13,7 +13,18 @@ from dataclasses import replace
 from functools import partial
 
 from disco_core.cost import End
-from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, checked_prompt, estimate, until, whole
+from disco_core.endpoints.base import (
+    Endpoint,
+    Prefix,
+    Prompt,
+    Token,
+    built,
+    checked_prompt,
+    estimate,
+    own,
+    until,
+    whole,
+)
 from disco_core.errors import EndpointError, StreamError
 from disco_core.migration import Rule, Seen
 from disco_core.record import LATE, HandOver, Record, StreamedToken
@@ -176,18 +187,18 @@ class Machine:
         return refusal is None
 
     def prompt_of(self, end: End) -> tuple[Prompt, int]:
-        """The prompt as the rule builds it for an end, and how many tokens that end counts in it: asked for once.
+        """The prompt as rule and end build it, and how many tokens that end counts in it: asked for once.
 
-        Where the rule fails to build one it is the whole prompt, and the end is not handed the answer.
+        Where that fails it is the whole prompt, and the end is not handed the answer.
         """
         if end not in self._built:
             prompt = self.prompt
             try:
-                built = prompt if self.rule is None else self.rule.prompt_for(end, prompt)
-                prompt = prompt if built is prompt else checked_prompt(built)
+                wanted = prompt if self.rule is None else checked_prompt(self.rule.prompt_for(end, own(prompt)))
+                prompt = built(self.ends[end], wanted)
             except Exception as error:  # a user's function: the answer goes on without it
                 self._unbuilt[end] = f"no prompt was built for {self.ends[end].name}: {type(error).__name__}: {error}"
-            self._built[end] = prompt, self.count(end) if prompt is self.prompt else self._counted(end, prompt)
+            self._built[end] = prompt, self.count(end) if prompt == self.prompt else self._counted(end, prompt)
         return self._built[end]
 
     def count(self, end: End) -> int:
@@ -250,7 +261,7 @@ class Machine:
             for token, made in zip(self._generated, record.tokens, strict=True)
         )
         prompt, charged = self.prompt_of(end)
-        prefix = Prefix(prompt, generated, self.max_tokens - len(generated), self.seed)
+        prefix = Prefix(own(prompt), generated, self.max_tokens - len(generated), self.seed)
         charged += self._read_again(end, prompt, generated)
         if getattr(endpoint, "reuses", False):
             charged, self._asked[end] = max(0, charged - self._asked[end]), charged
@@ -306,18 +317,19 @@ class Machine:
         if work in self._works:
             self._works.remove(work)
             self._worked_s[work.end] += self._now() - self._began_s[work.end]
-            self._closing.append(asyncio.create_task(self._confirmed(work)))
+            closing = asyncio.create_task(self._confirmed(work))
+            closing.add_done_callback(partial(self._charge, work))  # also of what the loop's end cancels
+            self._closing.append(closing)
 
     async def _confirmed(self, work: Work) -> None:
-        """The end of a piece of work, and its charge: what it made until it had really stopped."""
-        closing = asyncio.create_task(work.close())
-        try:
-            await asyncio.wait([closing], timeout=self.confirm_s)
-        finally:
-            self.record.decode[work.end] += work.charged
-            if not closing.done() or closing.cancelled() or closing.exception():
-                closing.cancel()
-                self.record.unconfirmed[work.end] += 1
+        """The end of a piece of work. It raises where that is not confirmed."""
+        async with asyncio.timeout(self.confirm_s):
+            await work.close()
+
+    def _charge(self, work: Work, closing: "asyncio.Task[None]") -> None:
+        """What it made until it had really stopped."""
+        self.record.decode[work.end] += work.charged
+        self.record.unconfirmed[work.end] += closing.cancelled() or closing.exception() is not None
 
     def _both_failed(self) -> StreamError:
         why = "; ".join(map(str, [*self.record.failures, *self.record.refusals])) or "no end could be started"

@@ -1,10 +1,11 @@
 """One piece of work of one end of a live answer: asked for a token at a time, timed, and stopped."""
 
 import asyncio
+import warnings
 from collections.abc import AsyncGenerator
 
 from disco_core.cost import End
-from disco_core.endpoints.base import Endpoint, Prefix, Token, ahead
+from disco_core.endpoints.base import Endpoint, Prefix, Token, ended, whole
 from disco_core.errors import CutError, EndpointError, ProtocolError, StalledError
 
 News = Token | EndpointError | None  # the next token, why there is none, or the end of the answer
@@ -22,20 +23,24 @@ class Work:
         self.end, self.endpoint, self.stall_s = end, endpoint, stall_s
         self.index, self.made = len(prefix.generated), 0
         self._tokens: AsyncGenerator[Token, None] | None = None
-        self._refused: Exception | None = None
+        self._refused: BaseException | None = None
         try:
-            self._tokens = endpoint.generate(prefix)
-        except Exception as error:  # for `next` to tell, as any other failure
+            self._tokens = _generator(endpoint, prefix)
+        except (Exception, asyncio.CancelledError) as error:  # for `next` to tell, as any other failure
             self._refused = error
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
         self._wanted = asyncio.Event()
+        self._kept: list[News] = []  # what came while nobody asked
         self._reading = self._closing = False
         self.ask()
         self._task = self._loop.create_task(self._run())
 
     def ask(self) -> None:
         self.next: asyncio.Future[Token | None] = self._loop.create_future()
+        if self._kept:
+            self._tell(self._kept.pop(0))
+            return
         self._wanted.set()
         self._patience = self._loop.time() + self.stall_s
         if self._alarm is None:  # one for many tokens: it looks at the time when it rings
@@ -43,25 +48,31 @@ class Work:
 
     async def _run(self) -> None:
         """A token each time that one is wanted, to the end of the answer, a failure or `close`."""
+        interrupt: asyncio.CancelledError | None
         try:
-            early: list[News] = []
-            while True:
+            while not self._closing:
                 try:
                     await self._wanted.wait()
-                except asyncio.CancelledError as interrupt:  # by what the generator holds, such as a timeout
-                    early = early or [await self._following(interrupt)]
-                    continue
-                self._wanted.clear()
+                    interrupt = None
+                except asyncio.CancelledError as error:  # by what the generator holds, such as a timeout, or the loop
+                    interrupt = error
                 if self._closing:
                     return
-                news = early.pop() if early else await self._following()
-                self._tell(news)
+                news = await self._following(interrupt)
+                if self._wanted.is_set():
+                    self._wanted.clear()
+                    self._tell(news)
+                else:
+                    self._kept.append(news)
                 if not isinstance(news, Token):
+                    return
+                if interrupt and self._task.cancelling():  # not its own, or it would have been taken back
+                    self._kept.append(CutError(self.endpoint.name, "it was cancelled"))
                     return
         finally:
             await self._closed()
 
-    async def _following(self, interrupt: asyncio.CancelledError | None = None) -> News:
+    async def _following(self, interrupt: asyncio.CancelledError | None) -> News:
         """What comes next, an interrupt told to the generator where it stands; failures as EndpointErrors."""
         name, self._reading = self.endpoint.name, True
         try:
@@ -69,6 +80,8 @@ class Work:
                 raise self._refused or CutError(name, "it gave no tokens to ask for")
             step = anext(self._tokens) if interrupt is None else self._tokens.athrow(interrupt)
             while (index := self._checked(token := await step)) < self.index:
+                if self._closing:
+                    return None
                 step = anext(self._tokens)  # a token that was here before: a chunk sent twice is dropped
             if index > self.index:
                 raise ProtocolError(name, f"sent token {index} where {self.index} was next")
@@ -77,17 +90,18 @@ class Work:
         except StopAsyncIteration:
             return None
         except BaseException as error:
-            # while it is closed: it has stopped, or broke as it did
+            if self._closing and _stops(error):
+                return None
             if self._closing or isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
+                raise  # the first: it broke while it was being closed
             return self._failure(error)
         finally:
             self._reading = False
 
     def _checked(self, token: Token) -> int:
         """The place of what is a token, and was made."""
-        if not isinstance(token, Token) or not isinstance(token.text, str):
-            raise ProtocolError(self.endpoint.name, f"sent {token!r:.60}, which is no Token with a text")
+        if not (isinstance(token, Token) and isinstance(token.index, int) and isinstance(token.text, str)):
+            raise ProtocolError(self.endpoint.name, f"sent {token!r:.60}, which is no Token with a place and a text")
         token.text.encode()  # raises for half a character
         self.made += 1
         return token.index
@@ -97,8 +111,7 @@ class Work:
             error = error.exceptions[0]
         if isinstance(error, EndpointError):
             return error
-        cancelled = isinstance(error, asyncio.CancelledError)
-        what = "it was cancelled" if cancelled else f"{type(error).__name__}: {error}"
+        what = "it was cancelled" if _stops(error) else f"{type(error).__name__}: {error}"
         failure = CutError(self.endpoint.name, what)
         failure.__cause__ = error
         return failure
@@ -122,13 +135,24 @@ class Work:
     @property
     def charged(self) -> int:
         """Tokens it made so far, those that are still on their way included."""
-        return self.made + (ahead(self.endpoint, self._tokens) if self._tokens else 0)
+        return self.made + (self._told("ahead") or 0)
 
     @property
     def read(self) -> int | None:
         """Tokens of its prefix that the endpoint has read; None where it does not tell."""
-        told = getattr(self.endpoint, "read", None)
-        return told(self._tokens) if told and self._tokens else None
+        return self._told("read")
+
+    def _told(self, what: str) -> int | None:
+        """What the endpoint tells of this work, if it can; where that fails, it is no reason to end the answer."""
+        tell, name = getattr(self.endpoint, what, None), self.endpoint.name
+        if tell is None or self._tokens is None:
+            return None
+        try:
+            found = tell(self._tokens)
+            return None if found is None else whole(found, f"{name}: {what}")
+        except Exception as error:  # a user's function
+            warnings.warn(f"{name} cannot tell `{what}`: {type(error).__name__}: {error}", stacklevel=2)
+            return None
 
     async def close(self) -> None:
         """Cancel what it does; returns once the endpoint has confirmed that it stopped."""
@@ -139,19 +163,28 @@ class Work:
         self._wanted.set()
         if self._reading:
             self._task.cancel()
-        try:
-            await asyncio.wait([self._task])
-        except asyncio.CancelledError:  # nobody waits for the confirmation any longer
-            self._task.cancel()
-            raise
-        if not self._task.cancelled():
-            self._task.result()
+        await ended(self._task)
 
     async def _closed(self) -> None:
-        if self._tokens is None:
-            return
-        try:
-            await self._tokens.aclose()
-        except BaseExceptionGroup as group:  # a TaskGroup held over a `yield` wraps even what closing throws in
-            if group.split(GeneratorExit)[1] is not None:
-                raise
+        if self._tokens is not None:
+            try:
+                await self._tokens.aclose()
+            except BaseException as error:
+                if not _stops(error):
+                    raise
+
+
+def _generator(endpoint: Endpoint, prefix: Prefix) -> AsyncGenerator[Token, None]:
+    tokens = endpoint.generate(prefix)
+    if not (hasattr(tokens, "__anext__") and hasattr(tokens, "athrow") and hasattr(tokens, "aclose")):
+        if asyncio.iscoroutine(tokens):
+            tokens.close()
+        raise CutError(endpoint.name, f"generate must give an async generator, got {type(tokens).__name__}")
+    return tokens
+
+
+def _stops(error: BaseException) -> bool:
+    """Whether an error is what a cancel or a close throws in, also as a TaskGroup wraps it."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_stops, error.exceptions))
+    return isinstance(error, asyncio.CancelledError | GeneratorExit)

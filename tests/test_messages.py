@@ -58,6 +58,44 @@ def test_messages_are_the_callers_own():
     assert server.seen[0].prompt == CHAT
 
 
+class Opens(ReplayEndpoint):
+    """Adds the open turn to the messages it was given, as one does before a request, and fails."""
+
+    async def generate(self, prefix):
+        prefix.prompt.append({"role": "assistant", "content": ""})
+        raise dc.CutError(self.name, "gone")
+        yield
+
+
+class Shortens(dc.MigrationRule):
+    def prompt_for(self, end, prompt):
+        if end is dc.End.DEVICE:
+            prompt[-1]["content"] = prompt[-1]["content"][:3]
+        return prompt
+
+
+def test_what_an_end_or_a_rule_does_to_them_the_other_end_does_not_see():
+    cost, lengths = dc.CostModel(0.0, 0.0, 0.0, 1e-6), dc.LengthDistribution([60], [1])
+    rule = Shortens(cost, lengths, dc.TTFTDistribution([0.1]), dc.DeviceProfile(500.0, 25.0))
+    for server, moves in ((Opens(0.25, [0.125], 8), None), (ReplayEndpoint(0.25, [0.125], 8, at=3), rule)):
+        server.fail = Failure.DIE if moves else None
+        device = ReplayEndpoint(0.25, [0.125], 8)
+
+        async def go(server=server, device=device, moves=moves):
+            ends = {"server": server, "device": device}
+            live = dc.stream(CHAT, plan=dc.plan_server_only(), **ends, rule=moves, max_tokens=8, wait=False)
+            return [token.id async for token in live], live.record.prefill
+
+        ids, prefill = run(go())
+        assert ids == list(range(8))
+        if moves:
+            assert server.seen[0].prompt == CHAT
+            assert device.seen[0].prompt == [*CHAT[:3], CHAT[3] | {"content": "And"}]
+            assert prefill == [WORDS, WORDS - len(CHAT[3]["content"]) + 3 + 3]
+        else:
+            assert device.seen[0].prompt == CHAT
+
+
 @pytest.mark.parametrize(
     ("bad", "word"),
     [
@@ -65,10 +103,14 @@ def test_messages_are_the_callers_own():
         ([*CHAT, "and now?"], "a list of messages"),
         (["hi", CHAT[0]], "a list of messages"),
         ([{"role": "user"}], "a role and a content"),
-        ([{"role": "user", "content": None}], "a role and a content"),
-        ([{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "a role and a content"),
-        ([CHAT[0], {"role": "user", "content": "hi", "name": "Ann"}], "a role and a content"),
-        ([{}], "a role and a content"),
+        ([{"role": "user", "content": None}], "whose content is a text, got None"),
+        ([{"role": "user", "content": [{"type": "text", "text": "hi"}]}], "whose content is a text"),
+        ([CHAT[0], {"role": "user", "content": "hi", "name": "Ann"}], "alone, got one with role, content, name"),
+        ([{}], "alone, got one with nothing"),
+        ([{"role": "developer", "content": "hi"}], "a role of system, user, assistant, got 'developer'"),
+        ([{"role": "\ud800", "content": "hi"}], "a role of system, user, assistant"),
+        ([{"role": ["user"], "content": "hi"}], "a role of system, user, assistant"),
+        ((("hi",), "such as")),
         ([{"role": "user", "content": " "}], "not be empty"),
         (CHAT[:3], "not end with the assistant's"),
         ([{"role": "user", "content": "\ud800"}], "a list of messages"),

@@ -403,6 +403,11 @@ class NoGenerator(ReplayEndpoint):
         return [Token(0, "a")]
 
 
+class NoAsync(ReplayEndpoint):
+    async def generate(self, prefix):
+        return [Token(0, "a")]
+
+
 class Says(ReplayEndpoint):
     """Something else than tokens."""
 
@@ -421,9 +426,11 @@ def saying(what):
     ("kind", "first", "word"),
     [
         (Refusing, 0, "no credit left"),
-        (NoGenerator, 0, "'list' object is not an async iterator"),
+        (NoGenerator, 0, "generate must give an async generator, got list"),
+        (NoAsync, 0, "generate must give an async generator, got coroutine"),
         (saying("text"), 1, "which is no Token"),
         (saying(Token(1, None)), 1, "which is no Token"),
+        (saying(Token("1", "a")), 1, "which is no Token"),
         (saying(Token(1, "\ud83c")), 1, "surrogates not allowed"),
     ],
 )
@@ -436,6 +443,38 @@ def test_an_endpoint_that_is_written_wrongly_fails_as_any_other(kind, first, wor
     assert word in str(live.record.failures[0])
     both = stream("hi", plan=dc.plan_device_only(), server=device, device=server, max_tokens=8, wait=False)
     assert (len(run(collect(both))[0]), both.record.failures[0].endpoint) == (8, "server")
+
+
+@pytest.mark.parametrize("hop", [False, True])
+def test_an_end_that_gives_nothing_where_a_token_should_be_is_no_end_of_the_answer(hop):
+    server, device = saying(None)(0.5, [0.125], 8, name="server"), ReplayEndpoint(0.25, [0.0625], 8)
+    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if hop else server
+    live = stream("hi", plan=dc.plan_server_only(), server=far, device=device, max_tokens=8, wait=False)
+    tokens, error = run(collect(live))
+    assert (len(tokens), error) == (8, None)
+    assert "sent None" in str(live.record.failures[0])
+
+
+@pytest.mark.parametrize("what", ["ahead", "read"])
+@pytest.mark.parametrize("told", [ValueError("lost count"), "many"])
+def test_an_end_that_cannot_tell_how_far_it_is_answers_and_is_charged(what, told):
+    def tell(_):
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    server, device = (ReplayEndpoint(0.25, [0.125], 8, name=name) for name in ("server", "device"))
+    setattr(server, what, tell)
+    cost = dc.CostModel(0.0, 0.0, 0.0, 1e-6)
+    rule = dc.MigrationRule(cost, dc.LengthDistribution([60], [1]), dc.TTFTDistribution([0.1]), DEVICE)
+    live = stream("hi", plan=dc.plan_server_only(), server=server, device=device, rule=rule, max_tokens=8, wait=False)
+    if what == "ahead":
+        with pytest.warns(UserWarning, match="server cannot tell `ahead`"):
+            tokens, error = run(collect(live))
+    else:
+        tokens, error = run(collect(live))  # this rule never asks
+    assert (len(tokens), error, live.record.failures) == (8, None, [])
+    assert (live.record.decode, live.record.unconfirmed) == ([8, 0], [0, 0])
 
 
 @pytest.mark.parametrize("told", [ConnectionError("the tokenizer is down"), None, -1])

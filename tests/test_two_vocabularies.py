@@ -16,6 +16,9 @@ from disco_core.endpoints.base import Prefix, Token
 from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
 
 TURNS = {"smollm2": build("{prompt}"), "gemma": "<start_of_turn>user\n{prompt}<end_of_turn>\n<start_of_turn>model\n"}
+IM = (  # without the system message that SmolLM2's own template begins with
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
 LENGTH = 40
 
 pytestmark = pytest.mark.slow
@@ -104,9 +107,43 @@ def test_text_goes_on_without_a_repeated_or_lost_character(ends, words, target, 
         ids = list(reader._tokenize(prompt + text, True))
         read = reader._llama._model.detokenize(ids, special=True).decode()
         assert read.removeprefix("<bos>") == prompt + text
-        assert record.prefill[target] == reader.count(prompt) + reader.count(text)
+        assert record.prefill[target] == len(ids)  # one BOS among them, where the model has one
         # and what follows is what the target says to just that
         assert [(token.index, token.text, token.id) for token in tokens[at:]] == [
             (token.index, token.text, token.id) for token in direct
         ]
         assert "\N{REPLACEMENT CHARACTER}" not in "".join(token.text for token in tokens[: at + 1])
+
+
+@pytest.mark.parametrize("target", dc.End)
+def test_messages_are_put_in_the_template_of_whichever_model_goes_on(gemma_path, target):
+    """No rule builds prompts here: the models' own templates do."""
+    turns = "{% for m in messages %}<start_of_turn>{{ m.role }}\n{{ m.content }}<end_of_turn>\n{% endfor %}"
+    turns = "{{ bos_token }}" + turns + "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    chat = [{"role": "user", "content": "Count from one to twenty."}]
+    cost = dc.CostModel(0.0, 0.0, 0.0, 1e-6) if target is dc.End.SERVER else dc.CostModel(0.0, 1e-6, 0.0, 0.0)
+    rule = dc.MigrationRule(
+        cost, dc.LengthDistribution([LENGTH], [1]), dc.TTFTDistribution([0.1]), dc.DeviceProfile(100.0, 100.0)
+    )
+    plan = dc.plan_device_only() if target is dc.End.SERVER else dc.plan_server_only()
+
+    async def go(server, device):
+        live = dc.stream(chat, plan=plan, server=server, device=device, rule=rule, max_tokens=LENGTH, wait=False)
+        async with contextlib.aclosing(live):
+            tokens = [token async for token in live]
+        at, reader = live.record.migrated_at, (server, device)[target]
+        built = TURNS[reader.name].format(prompt=chat[0]["content"])
+        begun = tuple(Token(token.index, token.text) for token in tokens[:at])
+        read = reader.count(built + "".join(token.text for token in begun))
+        return live.record, tokens, await collect(reader, Prefix(built, begun, LENGTH - at)), read
+
+    with (
+        LlamaCppEndpoint(smollm2_path(), n_ctx=512, name="smollm2", chat_template=IM) as smollm2,
+        LlamaCppEndpoint(gemma_path, n_ctx=512, name="gemma", chat_template=turns) as gemma,
+    ):
+        for pair in ((smollm2, gemma), (gemma, smollm2)):
+            record, tokens, (direct, failure), read = asyncio.run(go(*pair))
+            assert (record.failures, record.refusals, failure) == ([], [], None)
+            assert 0 < record.migrated_at < LENGTH
+            assert [token.text for token in tokens[record.migrated_at :]] == [token.text for token in direct]
+            assert record.prefill[target] == read

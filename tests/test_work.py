@@ -1,6 +1,7 @@
 """A piece of work runs in one task: what an endpoint holds over a `yield` is entered and left by that task."""
 
 import asyncio
+import gc
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 
@@ -254,3 +255,139 @@ def test_an_end_without_a_confirmation_is_cancelled_once_more():
 
     assert run(leave()) == set()
     assert live.record.unconfirmed == [1, 0]
+
+
+@pytest.mark.parametrize("hop", [False, True])
+def test_an_end_that_fails_once_nobody_waits_is_not_logged_and_leaves_nothing(hop):
+    class Late(ReplayEndpoint):
+        async def generate(self, prefix):
+            try:
+                async for token in super().generate(prefix):
+                    yield token
+            finally:
+                try:
+                    await asyncio.sleep(1e9)
+                finally:
+                    raise dc.StalledError(self.name, "it did not confirm that it stopped")
+
+    server, device = Late(0.5, [0.125], 80), ReplayEndpoint(0.25, [0.0625], 80)
+    far = LastHop(server, dc.TTFTDistribution([0.1]), seed=0) if hop else server
+    live, said = dc.stream("hi", plan=dc.plan_server_only(), server=far, device=device, confirm_s=4), []
+
+    async def leave():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context["message"]))
+        async for _ in live:
+            break
+        await live.aclose()
+        await asyncio.sleep(0.01)
+        gc.collect()
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert run(leave()) == set()
+    gc.collect()
+    assert said == []
+    assert live.record.unconfirmed == [1, 0]
+
+
+@pytest.mark.parametrize("back", [0, 1])
+def test_an_end_that_answers_a_cancel_with_a_token_is_closed(back):
+    """A new one, or one that was here before."""
+
+    class Flushes(ReplayEndpoint):
+        async def generate(self, prefix):
+            try:
+                async for token in super().generate(prefix):
+                    last = token
+                    yield token
+            except asyncio.CancelledError:
+                yield Token(last.index + 1 - back, "x", 0)
+                await asyncio.sleep(1e9)
+
+    server, device = Flushes(0.25, [0.125], 80), ReplayEndpoint(0.25, [0.125], 80)
+    live = dc.stream("hi", plan=dc.plan_server_only(), server=server, device=device, max_tokens=80, wait=False)
+
+    async def leave():
+        async for token in live:
+            if token.index == 3:
+                break
+        await asyncio.sleep(0.01)
+        began = asyncio.get_running_loop().time()
+        await live.aclose()
+        return asyncio.get_running_loop().time() - began
+
+    assert run(leave()) == 0.0
+    assert live.record.unconfirmed == [0, 0]
+    assert live.record.decode == [5, 0]
+
+
+def test_one_limit_after_the_other_is_told_to_what_holds_them():
+    """Both run out while nobody asks: the tokens that follow come in order."""
+
+    class Nested(ReplayEndpoint):
+        async def generate(self, prefix):
+            try:
+                async with asyncio.timeout(10):
+                    try:
+                        async with asyncio.timeout(5):
+                            yield Token(0, "a")
+                            await asyncio.sleep(99)
+                    except TimeoutError:
+                        yield Token(1, "b")
+                    await asyncio.sleep(99)
+            except TimeoutError:
+                yield Token(2, "c")
+
+    async def ask():
+        work = Work(dc.End.SERVER, Nested(0.5, [0.125], 8), Prefix("hi", (), 8), stall_s=30.0)
+        found = [(await work.next).text]
+        await asyncio.sleep(60)
+        for _ in range(3):
+            work.ask()
+            found.append(await work.next)
+        await work.close()
+        return found
+
+    a, b, c, end = run(ask())
+    assert (a, b.text, c.text, end) == ("a", "b", "c", None)
+
+
+MOVES = dc.MigrationRule(
+    dc.CostModel(1e-6, 1e-6, 0, 1e-7),
+    dc.LengthDistribution([200], [1]),
+    dc.TTFTDistribution([0.3]),
+    dc.DeviceProfile(500.0, 25.0),
+    reading_rate=1.0,
+)
+
+
+@pytest.mark.parametrize("way", [None, *WAYS])
+@pytest.mark.parametrize(
+    ("plan", "rule", "at_s"),
+    [(BOTH, None, 0.25), (dc.plan_server_only(), MOVES, 0.375), (dc.plan_server_only(), None, 1.125)],
+    ids=["a tie", "a hand-over", "the last token"],
+)
+def test_the_loop_may_end_at_any_moment(way, plan, rule, at_s):
+    """Its end cancels all tasks, also those that were to stop what runs: none of ours waits for another then."""
+    for steps in range(12):
+        kept, live = [], None
+
+        async def main(steps=steps, kept=kept):
+            nonlocal live
+            if way is None:
+                server, device = (ReplayEndpoint(0.25, [0.125], 8, name=name) for name in ("server", "device"))
+            else:
+                server, device = (holding(way, 0.25, [0.125], 8, name=name) for name in ("server", "device"))
+            rng = np.random.default_rng(0)
+            live = dc.stream(
+                "hi", plan=plan, server=server, device=device, rule=rule, max_tokens=8, wait=False, rng=rng
+            )
+            kept += [server, device, asyncio.create_task(collect(live))]
+            await asyncio.sleep(at_s)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+
+        run(main())
+        server, device, _ = kept
+        assert (server.running, device.running) == (0, 0)
+        uncharged = [server.made - live.record.decode[0], device.made - live.record.decode[1]]
+        assert uncharged in ([0, 0], [0, 1], [1, 0])  # at most a loser's token of the winner's own instant

@@ -11,6 +11,7 @@ import numpy as np
 from disco_core.errors import InputError
 
 Message = Mapping[str, str]  # its "role" and its "content", as chat APIs have them
+ROLES = ("system", "user", "assistant")  # what every template knows; of others each makes what it likes
 # text, or ids of the endpoint's own vocabulary, the assistant's turn left open; or messages, which each end builds as
 # its own model's chat template wants them
 Prompt = str | Sequence[int] | Sequence[Message]
@@ -56,7 +57,8 @@ class Endpoint(Protocol):
     An end whose tokens are held up on their way may also have `ahead(tokens)`: how many it has made for a piece of
     work, a generator it gave, beyond those that came out. They are charged too. `read(tokens)`: how many tokens of
     the prefix it has read for that work, None where it cannot tell. `reuses`: whether a piece of work goes on from
-    what the last one has read of the same beginning, and is charged for the rest only.
+    what the last one has read of the same beginning, and is charged for the rest only. `built(prompt)`: messages as
+    the text that its model reads, which is what it then gets; without it they are what it gets.
     """
 
     name: str
@@ -77,6 +79,12 @@ def ahead(endpoint: Endpoint, tokens: AsyncGenerator[Token, None]) -> int:
     """How many tokens an end has made for a piece of work beyond those it has yielded: 0 unless it has `ahead`."""
     told = getattr(endpoint, "ahead", None)
     return int(told(tokens)) if told else 0
+
+
+def built(endpoint: Endpoint, prompt: Prompt) -> Prompt:
+    """Messages as an end builds them, if it does; anything else as it is."""
+    build = getattr(endpoint, "built", None)
+    return build(prompt) if build and is_chat(prompt) else prompt
 
 
 def checked(value: Any, name: str) -> Endpoint:
@@ -101,7 +109,7 @@ def checked_prompt(value: Any) -> Prompt:
         else:
             prompt = _messages(value) if is_chat(value) else [index(id) for id in value]
     except (TypeError, UnicodeEncodeError):
-        wanted = "a text, a list of token ids or a list of messages"
+        wanted = 'a text, a list of token ids or a list of messages such as {"role": "user", "content": "Why?"}'
         raise InputError(f"prompt must be {wanted}, got {value!r:.80}") from None
     if not prompt:
         raise InputError("prompt must not be empty")
@@ -113,12 +121,26 @@ def is_chat(prompt: Any) -> TypeGuard[Sequence[Message]]:
     return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
+def own(prompt: Prompt) -> Prompt:
+    """A copy, for whoever may change what it is given."""
+    if isinstance(prompt, str):
+        return prompt
+    return [dict(message) for message in prompt] if is_chat(prompt) else [*prompt]
+
+
 def _messages(values: Sequence[Any]) -> list[Message]:
     """Messages of nothing but a role and a text, the last of them not the assistant's."""
     for message in values:
-        fields = {key: message[key] for key in message}
-        if fields.keys() != {"role", "content"} or not all(isinstance(one, str) for one in fields.values()):
-            raise InputError(f"prompt must have messages of a role and a content, both texts, got {message!r:.80}")
+        fields = {str(key): message[key] for key in message}
+        if fields.keys() != {"role", "content"}:
+            found = ", ".join(fields) or "nothing"
+            raise InputError(f"prompt must have messages of a role and a content alone, got one with {found}")
+        if fields["role"] not in ROLES:
+            raise InputError(
+                f"prompt must have messages with a role of {', '.join(ROLES)}, got {fields['role']!r:.80}"
+            )
+        if not isinstance(fields["content"], str):
+            raise InputError(f"prompt must have messages whose content is a text, got {fields['content']!r:.80}")
         fields["content"].encode()
     if values[-1]["role"] == "assistant":
         raise InputError("prompt must not end with the assistant's message: its turn is what is to be generated")
@@ -142,6 +164,21 @@ def words(prompt: str | Sequence[Message]) -> str:
 def estimate(prompt: Prompt) -> int:
     """Tokens of a prompt where nobody counts: a rule of thumb for English, four bytes a token."""
     return -(-len(words(prompt).encode()) // 4) if isinstance(prompt, str) or is_chat(prompt) else len(prompt)
+
+
+async def ended(task: "asyncio.Task[None]") -> None:
+    """Wait until a task that was told to stop has; its exception is raised, unless it was cancelled.
+
+    Whoever waits no longer cancels it once more, so that it is not left behind.
+    """
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody else will look
+        task.cancel()
+        raise
+    if not task.cancelled():
+        task.result()
 
 
 async def until(when: float) -> None:

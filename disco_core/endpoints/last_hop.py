@@ -9,11 +9,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from disco_core import checks
-from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, checked, until, whole
+from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, built, checked, ended, until, whole
 from disco_core.errors import CutError
 from disco_core.latency import TTFTDistribution
 
-News = Token | BaseException | None
+Arrival = tuple[float, Token | None, BaseException | None]  # when a token arrives, or why there is no other
 
 
 @dataclass
@@ -61,6 +61,10 @@ class LastHop:
         """Tokens of a prompt, as the endpoint counts them."""
         return self.endpoint.count(prompt)
 
+    def built(self, prompt: Prompt) -> Prompt:
+        """The prompt as the endpoint builds it."""
+        return built(self.endpoint, prompt)
+
     def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The endpoint's tokens, when they arrive."""
         held = _Held()
@@ -74,32 +78,28 @@ class LastHop:
 
     async def _arriving(self, prefix: Prefix, held: _Held) -> AsyncGenerator[Token, None]:
         arrives = asyncio.get_running_loop().time() + self.held_s(takeover=bool(prefix.generated))
-        arrived: asyncio.Queue[tuple[float, News]] = asyncio.Queue()
+        arrived: asyncio.Queue[Arrival] = asyncio.Queue()
         carrier = asyncio.create_task(self._carry(prefix, arrives, arrived, held))
         try:
             while True:
-                when, news = await arrived.get()
+                when, token, end = await arrived.get()
                 await until(when)
-                if news is None:
+                if isinstance(end, StopAsyncIteration):
                     return
-                if isinstance(news, BaseException):
-                    raise news
+                if end is not None:
+                    raise end
                 held.tokens -= 1
-                yield news
+                yield token  # type: ignore[misc]  # None where the endpoint gave that, for whoever asks to judge
         finally:
             carrier.cancel()
-            await asyncio.wait([carrier])
-            if not carrier.cancelled():
-                carrier.result()  # raises where the endpoint did not confirm its end
+            await ended(carrier)  # raises where the endpoint did not confirm its end
 
-    async def _carry(
-        self, prefix: Prefix, arrives: float, arrived: "asyncio.Queue[tuple[float, News]]", held: _Held
-    ) -> None:
+    async def _carry(self, prefix: Prefix, arrives: float, arrived: "asyncio.Queue[Arrival]", held: _Held) -> None:
         """Take what the endpoint makes, and note when it arrives: a failure before the first token at once."""
         loop, late = asyncio.get_running_loop(), 0.0
         sizes = self._sizes(takeover=bool(prefix.generated))
         wanted, bundle, first = next(sizes), list[Token](), True
-        ended: BaseException | None = None
+        end: BaseException = StopAsyncIteration()
         try:
             async with aclosing(self.endpoint.generate(prefix)) as tokens:
                 async for token in tokens:
@@ -110,16 +110,17 @@ class LastHop:
                     bundle.append(token)
                     if len(bundle) == wanted:
                         for one in bundle:
-                            arrived.put_nowait((when, one))
+                            arrived.put_nowait((when, one, None))
                         wanted, bundle = next(sizes), []
         except BaseException as failure:
             task = asyncio.current_task()
             if (task and task.cancelling()) or isinstance(failure, KeyboardInterrupt | SystemExit):
                 raise
             cancelled = isinstance(failure, asyncio.CancelledError)
-            ended = CutError(self.name, "it was cancelled") if cancelled else failure
-        for rest in [*bundle, ended]:
-            arrived.put_nowait((loop.time() + late, rest))
+            end = CutError(self.name, "it was cancelled") if cancelled else failure
+        for one in bundle:
+            arrived.put_nowait((loop.time() + late, one, None))
+        arrived.put_nowait((loop.time() + late, None, end))
 
     def _draws(self, takeover: bool) -> np.random.Generator:
         return np.random.default_rng([self.seed, self.request, int(takeover)])

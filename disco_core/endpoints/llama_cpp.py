@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from disco_core import checks
 from disco_core.endpoints.base import Prefix, Prompt, Token, estimate
-from disco_core.endpoints.vocabulary import PROBE, admit, built, fingerprint, parts
+from disco_core.endpoints.vocabulary import PROBE, admit, fingerprint, in_template, parts
 from disco_core.errors import CutError, EndpointError, InputError, RefusedError
 
 if TYPE_CHECKING:
@@ -87,12 +87,13 @@ class LlamaCppEndpoint:
     n_threads      threads that compute
     n_ctx          tokens of prompt and answer that fit, at most what the model was trained with
     temperature    0 is greedy
+    chat_template  Jinja template that messages are put in, by default the one that the file holds
     reuses         whether a piece of work goes on from what the last one has read of the same beginning, cancelled
                    or not, as long as nobody else's came between; otherwise each starts from an empty state
     confirmed      tokens it has really processed, cancelled work included
 
     Prompts are taken as they are built: special tokens are parsed, and a BOS that the prompt already has is not
-    doubled. Messages are built by the chat template that the file holds; without one they are refused.
+    doubled. Messages are refused without a template.
     """
 
     def __init__(
@@ -103,9 +104,11 @@ class LlamaCppEndpoint:
         name: str = "llama.cpp",
         temperature: float = 0.0,
         reuses: bool = False,
+        chat_template: str | None = None,
     ) -> None:
         self.name, self.continues, self.confirmed, self.reuses = name, True, 0, reuses
         self.temperature = checks.number(temperature, "temperature")
+        self.chat_template = None if chat_template is None else checks.kind(chat_template, str, "chat_template")
         self._path = model_file(name, model_path)
         self._options = {"n_ctx": checks.count(n_ctx, "n_ctx"), "n_threads": checks.count(n_threads, "n_threads")}
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -121,16 +124,21 @@ class LlamaCppEndpoint:
         self._tokenize = lru_cache(maxsize=4096)(self._tokenized)
         self._template = lru_cache(maxsize=256)(self._templated)
         self._size: int = self._llama.n_vocab()
+        self._bos = self._mark(self._llama.token_bos())
         self.context: int | None = self._llama.n_ctx()
         self.vocabulary = fingerprint(self._size, self._tokenize(PROBE, False))
 
     def count(self, prompt: Prompt) -> int:
         """Tokens of a prompt as built, a BOS that the model asks for included; an estimate if it cannot tell."""
         try:
-            read = built(prompt, self._template)
+            read = self.built(prompt)
             return len(self._tokenize(read, True)) if isinstance(read, str) else len(read)
         except RefusedError:  # for `generate` to report
             return estimate(prompt)
+
+    def built(self, prompt: Prompt) -> str | Sequence[int]:
+        """The prompt as the model reads it: messages in its chat template; RefusedError if it does not take them."""
+        return in_template(prompt, self._template)
 
     def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The tokens that follow, up to the end of the turn. Closing stops even a prefill within milliseconds."""
@@ -146,7 +154,7 @@ class LlamaCppEndpoint:
 
     async def _answer(self, prefix: Prefix, jobs: list[_Job]) -> AsyncGenerator[Token, None]:
         ids: list[int] = []
-        for i, part in enumerate(parts(built(prefix.prompt, self._template), prefix.generated)):
+        for i, part in enumerate(parts(self.built(prefix.prompt), prefix.generated)):
             ids += self._tokenize(part, i == 0) if isinstance(part, str) else part
         admit(self.name, prefix, ids, self._size, self.context)
         if self._closed:
@@ -201,23 +209,26 @@ class LlamaCppEndpoint:
                 return str(self._chat(messages=json.loads(messages)).prompt)
         except Exception as error:  # the template's own code: some know no system message, or want roles by turns
             raise RefusedError(self.name, f"its chat template does not take these messages: {error}") from None
-        raise RefusedError(self.name, f"{self._path.name} has no chat template: the prompt must be a text or ids")
+        raise RefusedError(self.name, f"{self._path.name} has no chat template: pass chat_template, or a text or ids")
 
     @cached_property
     def _chat(self) -> Any:
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-        found, model = self._llama.metadata.get("tokenizer.chat_template"), self._llama._model
-        eos, bos = (model.token_get_text(id) if id >= 0 else "" for id in (model.token_eos(), model.token_bos()))
-        return None if found is None else Jinja2ChatFormatter(found, eos_token=eos, bos_token=bos)
+        found = self.chat_template or self._llama.metadata.get("tokenizer.chat_template")
+        eos = self._mark(self._llama.token_eos())
+        return None if found is None else Jinja2ChatFormatter(found, eos_token=eos, bos_token=self._bos)
+
+    def _mark(self, id: int) -> str:
+        """How a special token is written; "" where the model has none."""
+        return str(self._llama._model.token_get_text(id)) if id >= 0 else ""
 
     def _tokenized(self, text: str, special: bool) -> tuple[int, ...]:
         """Ids of a text; `special`: it begins a prompt, and gets the BOS the model asks for unless it has one."""
         if self._closed:
             raise RefusedError(self.name, "it is closed")
-        ids = self._llama.tokenize(text.encode(), add_bos=special, special=True)
-        doubled = special and ids[:2] == [self._llama.token_bos()] * 2
-        return tuple(ids[1:] if doubled else ids)
+        adds = special and not (self._bos and text.startswith(self._bos))
+        return tuple(self._llama.tokenize(text.encode(), add_bos=adds, special=True))
 
     # what follows runs in the owner thread
 

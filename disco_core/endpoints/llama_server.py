@@ -24,7 +24,7 @@ import httpx
 
 from disco_core import checks
 from disco_core.endpoints.base import Prefix, Prompt, Token, estimate, is_chat
-from disco_core.endpoints.vocabulary import PROBE, admit, built, fingerprint, parts
+from disco_core.endpoints.vocabulary import PROBE, admit, fingerprint, in_template, parts
 from disco_core.endpoints.wire import LONGEST_EVENT, Events, Remote, stale, watched
 from disco_core.errors import CutError, EndpointError, ProtocolError, RefusedError, StalledError
 
@@ -89,7 +89,7 @@ class LlamaServerEndpoint(Remote):
             return len(prompt)
         if time.monotonic() >= self._mute_until:
             try:
-                return len(self._tokenize(str(built(prompt, self._template)), True))
+                return len(self._tokenize(str(self.built(prompt)), True))
             except (
                 EndpointError,
                 ValueError,
@@ -100,14 +100,18 @@ class LlamaServerEndpoint(Remote):
         self.estimated += 1
         return estimate(prompt)
 
+    def built(self, prompt: Prompt) -> str | Sequence[int]:
+        """The prompt as the model reads it: messages in the server's chat template, which it is asked for."""
+        return in_template(prompt, self._template)
+
     async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The tokens that follow, up to the end of the turn.
 
         Closing returns once the server's slot is free; StalledError after `confirm_s`.
         """
         ids: list[int] = []
-        prompt, template = prefix.prompt, self._template
-        read = await asyncio.to_thread(built, prompt, template) if is_chat(prompt) else built(prompt, template)
+        prompt = prefix.prompt
+        read = await asyncio.to_thread(self.built, prompt) if is_chat(prompt) else self.built(prompt)
         for i, part in enumerate(parts(read, prefix.generated)):
             if isinstance(part, str):
                 part = list(await asyncio.to_thread(self._tokenize, part, i == 0))
@@ -222,8 +226,14 @@ class LlamaServerEndpoint(Remote):
 
     def _templated(self, messages: str) -> str:
         """Messages, as JSON, in the server's chat template."""
-        found = self._ask("POST", "/apply-template", {"messages": json.loads(messages)})
-        return checks.kind(found["prompt"], str, "prompt")
+        try:
+            found = self._ask("POST", "/apply-template", {"messages": json.loads(messages)})
+            return checks.kind(found["prompt"], str, "prompt")
+        except RefusedError as error:
+            why = str(error).removeprefix(f"{self.name}: ")
+            raise RefusedError(self.name, f"messages cannot be put in its chat template: {why}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._unreadable(f"/apply-template: {error!r}") from None
 
     def _tokenized(self, text: str, opening: bool, special: bool = True) -> tuple[int, ...]:
         request = {"content": text, "add_special": opening, "parse_special": special}

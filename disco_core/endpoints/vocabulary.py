@@ -20,7 +20,7 @@ def fingerprint(vocabulary_size: int, probe_ids: Sequence[int]) -> str:
     return f"{vocabulary_size}-{hashlib.sha256(repr(list(probe_ids)).encode()).hexdigest()[:16]}"
 
 
-def built(prompt: Prompt, template: Callable[[str], str]) -> str | Sequence[int]:
+def in_template(prompt: Prompt, template: Callable[[str], str]) -> str | Sequence[int]:
     """The prompt as the model reads it: a text or ids as they are, messages (as JSON) in its chat template."""
     as_it_is: Any = prompt
     return template(json.dumps([dict(message) for message in prompt])) if is_chat(prompt) else as_it_is
