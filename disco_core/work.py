@@ -176,7 +176,7 @@ class Work:
 
 def _generator(endpoint: Endpoint, prefix: Prefix) -> AsyncGenerator[Token, None]:
     tokens = endpoint.generate(prefix)
-    if not (hasattr(tokens, "__anext__") and hasattr(tokens, "athrow") and hasattr(tokens, "aclose")):
+    if not (hasattr(tokens, "__anext__") and hasattr(tokens, "aclose")):
         if asyncio.iscoroutine(tokens):
             tokens.close()
         raise CutError(endpoint.name, f"generate must give an async generator, got {type(tokens).__name__}")
