@@ -17,7 +17,8 @@ from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
 
 TURNS = {"smollm2": build("{prompt}"), "gemma": "<start_of_turn>user\n{prompt}<end_of_turn>\n<start_of_turn>model\n"}
 IM = (  # without the system message that SmolLM2's own template begins with
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "<|im_start|>assistant{{ '\\n' }}"  # Jinja drops a last newline
 )
 LENGTH = 40
 
