@@ -271,7 +271,7 @@ def _arrivals() -> pd.DataFrame:
 
 
 def devices() -> dict[str, DeviceProfile]:
-    """The paper's three devices, by "device + model"."""
+    """The paper's three devices, by "device + model"; their speeds are reconstructed (R)."""
     return {
         f"{row.device} + {row.model}": DeviceProfile(float(row.prefill_tok_per_s), float(row.decode_tok_per_s))
         for row in table("devices").itertuples()
