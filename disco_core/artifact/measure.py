@@ -33,7 +33,7 @@ _TASKS = ("Describe {0} to a friend who has never seen it.", "List three facts a
 
 
 def measure_device(
-    lengths: Sequence[int] = LENGTHS, repeats: int = 5, decode_tokens: int = 48, seed: int = 0
+    lengths: Sequence[int] = LENGTHS, repeats: int = 4, decode_tokens: int = 32, seed: int = 0
 ) -> pd.DataFrame:
     """Run the device model and record one row per token.
 
