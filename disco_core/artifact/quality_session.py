@@ -60,7 +60,7 @@ class QualitySettings:
     judge_url     address of their server; "": OPENAI_BASE_URL, or OpenAI's own
     """
 
-    prompts: int = 28
+    prompts: int = 36
     longest: int = 48
     max_tokens: int = 60
     positions: Sequence[int] = (8, 16, 32)
