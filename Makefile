@@ -13,7 +13,8 @@ PY := $(VENV)/bin/python
 PACKAGES := $(VENV)/.packages
 SETUP := $(VENV)/.setup
 
-unexport PYTHONPATH PYTHONHOME
+unexport PYTHONHOME
+export PYTHONPATH := notebooks
 
 # A run is full or quick, from the committed tables or the public series; only full from tables is committed.
 B := build$(if $(QUICK),/quick)$(if $(filter public,$(TRACES)),/public)
@@ -27,8 +28,8 @@ FETCHED := $(if $(filter public,$(TRACES)),build/traces/.complete)
 
 STEMS := endpoints traces dispatch migration live pd_device quality qoe arrivals prediction sensitivity costs overhead chat summary
 EXECUTED := $(STEMS:%=$(B)/notebooks/%.ipynb)
-CODE := $(filter-out %/measure.py %/overhead.py %/gallery.py %/report.py,$(wildcard disco_core/*.py disco_core/systems/*.py disco_core/artifact/*.py disco_core/artifact/*.mplstyle))
-STREAMS := $(addprefix disco_core/,dispatch.py migration.py machine.py work.py stream.py artifact/scenario.py artifact/answers.py) $(wildcard disco_core/endpoints/*.py)
+CODE := $(wildcard disco_core/*.py disco_core/systems/*/*.py notebooks/artifact/*.py notebooks/artifact/data/*.py notebooks/artifact/analysis/*.py notebooks/artifact/publish/figures.py notebooks/artifact/publish/*.mplstyle)
+STREAMS := $(addprefix disco_core/,dispatch.py migration.py) $(wildcard disco_core/live/*.py disco_core/endpoints/*.py) $(addprefix notebooks/artifact/,analysis/scenario.py measure/answers.py)
 TABLES := $(wildcard data/*.csv)
 SET := quick=$(if $(QUICK),True,False) source=$(TRACES) out=$(F)
 
@@ -56,7 +57,7 @@ report: $(SETUP) ## every claim and exhibit of figures/ on one page, build/repor
 	@$(REPORT)
 
 claims: $(SETUP) ## the verdicts in figures/, without computing anything
-	@$(PY) -m disco_core.artifact.claims_table $(F)
+	@$(PY) -m artifact.publish.claims_table $(F)
 
 test: $(SETUP) ## the tests; ARGS="-k claims" passes options on
 	$(PY) -m pytest $(ARGS)
@@ -70,7 +71,7 @@ bench: $(SETUP) ## speed against a plain transcription of the paper's algorithms
 	$(PY) -m pytest tests/bench --override-ini addopts= --benchmark-only $(ARGS)
 
 data: $(SETUP) ## fetch the public traces and write the tables of data/ anew
-	$(PY) -m disco_core.artifact.tables
+	$(PY) -m artifact.data.tables
 
 lab: $(SETUP) ## the index of the notebooks in JupyterLab
 	$(PY) -m jupyterlab notebooks/index.ipynb $(ARGS)
@@ -124,7 +125,7 @@ comma := ,
 
 results: measured $(EXECUTED) $(F)/README.md $(B)/report.html
 	@echo
-	@$(PY) -m disco_core.artifact.claims_table $(if $(QUICK),--quick) $(if $(filter figures,$(F)),--readme) $(F) \
+	@$(PY) -m artifact.publish.claims_table $(if $(QUICK),--quick) $(if $(filter figures,$(F)),--readme) $(F) \
 		&& echo "The exhibits are in $(F)/ (see $(F)/README.md)." \
 		|| { echo "The exhibits are in $(F)/, but see the last line of the table." >&2; exit 1; }
 
@@ -134,33 +135,33 @@ measured: $(MEASURED) $(LIVE) $(PD) $(QUALITY) $(OVERHEAD) ## only what is measu
 	@:
 
 # Measuring is slow and its result is this machine's: only its own module, or another environment, asks for it again.
-$(MEASURED): disco_core/artifact/measure.py $(PACKAGES) | $(SETUP)
+$(MEASURED): notebooks/artifact/measure/device.py $(PACKAGES) | $(SETUP)
 	@echo "Measuring the device model on this machine"
-	@$(PY) -m disco_core.artifact.measure $(if $(QUICK),--quick) --out $@
+	@$(PY) -m artifact.measure.device $(if $(QUICK),--quick) --out $@
 
-$(LIVE): disco_core/artifact/session.py $(STREAMS) data/prompts.csv $(PACKAGES) | $(SETUP)
+$(LIVE): notebooks/artifact/measure/live.py $(STREAMS) data/prompts.csv $(PACKAGES) | $(SETUP)
 	@echo "Running two live ends on this machine$(if $(QUICK),, (about a quarter of an hour; leave it to itself meanwhile))"
-	@$(PY) -m disco_core.artifact.live $(if $(QUICK),--quick) --out $(@D)
+	@$(PY) -m artifact.measure.sessions $(if $(QUICK),--quick) --out $(@D)
 
-$(PD): disco_core/artifact/pd_session.py $(STREAMS) $(wildcard disco_core/systems/*.py) data/prompts.csv $(PACKAGES) | $(SETUP)
+$(PD): notebooks/artifact/measure/pd_device.py $(STREAMS) $(wildcard disco_core/systems/pd_device/*.py) data/prompts.csv $(PACKAGES) | $(SETUP)
 	@echo "Running P/D-Device on them$(if $(QUICK),, (some minutes more))"
-	@$(PY) -m disco_core.artifact.live pd $(if $(QUICK),--quick) --out $(@D)
+	@$(PY) -m artifact.measure.sessions pd $(if $(QUICK),--quick) --out $(@D)
 
-$(QUALITY): disco_core/artifact/quality_session.py disco_core/artifact/judge.py $(STREAMS) data/prompts.csv $(PACKAGES) | $(SETUP)
+$(QUALITY): notebooks/artifact/measure/quality.py notebooks/artifact/measure/judge.py $(STREAMS) data/prompts.csv $(PACKAGES) | $(SETUP)
 	@echo "Letting them move answers as text$(if $(QUICK),, (some minutes more))"
-	@$(PY) -m disco_core.artifact.live quality $(if $(QUICK),--quick) --out $(@D)
+	@$(PY) -m artifact.measure.sessions quality $(if $(QUICK),--quick) --out $(@D)
 
-$(OVERHEAD): $(addprefix disco_core/,latency.py workload.py dispatch.py migration.py simulate.py artifact/overhead.py artifact/transcription.py) $(PACKAGES) | $(SETUP)
+$(OVERHEAD): $(addprefix disco_core/,latency.py workload.py dispatch.py migration.py simulate.py) $(addprefix notebooks/artifact/,measure/overhead.py analysis/transcription.py) $(PACKAGES) | $(SETUP)
 	@echo "Timing plans and decisions on this machine"
-	@$(PY) -m disco_core.artifact.overhead $(if $(QUICK),--quick) --out $@
+	@$(PY) -m artifact.measure.overhead $(if $(QUICK),--quick) --out $@
 
 $(LIVE): | $(MEASURED)
 $(PD): | $(LIVE)
 $(QUALITY): | $(PD)
 $(OVERHEAD): | $(QUALITY)
 
-build/traces/.complete: disco_core/artifact/registry.txt $(PACKAGES) | $(SETUP)
-	@$(PY) -m disco_core.artifact.traces
+build/traces/.complete: notebooks/artifact/data/registry.txt $(PACKAGES) | $(SETUP)
+	@$(PY) -m artifact.data.traces
 	@touch $@
 
 .SECONDEXPANSION:
@@ -171,13 +172,13 @@ $(B)/notebooks/quality.ipynb: $(QUALITY)
 $(B)/notebooks/overhead.ipynb: $(OVERHEAD)
 $(B)/notebooks/chat.ipynb: $(STREAMS)
 $(EXECUTED): $(B)/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) $(TABLES) $(FETCHED) $(PACKAGES) $$(call rendered,$$*) | $(SETUP)
-	@$(PY) -m disco_core.artifact.run $< --out $(@D) \
+	@$(PY) -m artifact.publish.run $< --out $(@D) \
 		--set $(SET) $(addprefix measurements=,$(filter $(MEASURED) $(OVERHEAD),$^) \
 		$(patsubst %/,%,$(dir $(filter $(LIVE) $(PD) $(QUALITY),$^)))) $(if $(filter summary,$*),read=$(F)) >/dev/null
 	@ls -d $(F)/$*.* $(F)/$*_* 2>/dev/null >$(B)/notebooks/$*.exhibits || true
 
-$(F)/README.md: $(EXECUTED) disco_core/artifact/gallery.py
-	@$(PY) -m disco_core.artifact.gallery $(F)
+$(F)/README.md: $(EXECUTED) notebooks/artifact/publish/gallery.py
+	@$(PY) -m artifact.publish.gallery $(F)
 
 # In small, what is measured and what needs no measurement go side by side, each in its own order.
 ifdef QUICK
@@ -190,9 +191,9 @@ endif
 # The whole, so it comes last.
 $(B)/notebooks/summary.ipynb: $(filter-out %/summary.ipynb,$(EXECUTED))
 
-REPORT = $(PY) -m disco_core.artifact.report $(F) --executed $(B)/notebooks --out $(B)/report.html
+REPORT = $(PY) -m artifact.publish.report $(F) --executed $(B)/notebooks --out $(B)/report.html
 
-$(B)/report.html: $(F)/README.md disco_core/artifact/report.py disco_core/artifact/report.html.jinja
+$(B)/report.html: $(F)/README.md notebooks/artifact/publish/report.py notebooks/artifact/publish/report.html.jinja
 	@$(REPORT)
 
 ifeq ($(and $(filter 1,$(words $(TRACES))),$(filter tables public,$(TRACES))),)

@@ -23,7 +23,6 @@ from disco_core.dispatch import (
     plan_stochastic,
 )
 from disco_core.errors import (
-    ArtifactError,
     ConstraintError,
     CutError,
     DiscoError,
@@ -33,18 +32,16 @@ from disco_core.errors import (
     RefusedError,
     StalledError,
     StreamError,
-    TraceError,
 )
 from disco_core.latency import DeviceProfile, ServerProfile, TTFTDistribution
+from disco_core.live.stream import Run, stream
 from disco_core.migration import MigrationRule
 from disco_core.queueing import QueueResult, simulate_queue
 from disco_core.record import HandOver, Record, StreamedToken
 from disco_core.simulate import Result, simulate
-from disco_core.stream import Run, stream
 from disco_core.workload import LengthDistribution, Workload
 
 __all__ = [
-    "ArtifactError",
     "Constraint",
     "ConstraintError",
     "CostModel",
@@ -70,7 +67,6 @@ __all__ = [
     "StreamError",
     "StreamedToken",
     "TTFTDistribution",
-    "TraceError",
     "Workload",
     "deadlines",
     "delayed",

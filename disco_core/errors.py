@@ -3,9 +3,6 @@
 DiscoError
 ├── InputError (also a ValueError)   a value outside what a function accepts
 │   └── ConstraintError              prices that do not say which end is scarce
-├── TraceError                       public data that cannot be fetched or read
-├── ArtifactError                    a notebook, figure or claim that cannot be made
-│   └── SweepError                   a sweep that stopped; what it had finished is kept
 ├── EndpointError                    an end that could not answer, or stopped in the middle
 │   ├── RefusedError                 it took no work
 │   ├── StalledError                 it sent nothing within its deadline
@@ -25,23 +22,6 @@ class InputError(DiscoError, ValueError):
 
 class ConstraintError(InputError):
     """Prices that do not make either end the scarce one: the caller has to choose."""
-
-
-class TraceError(DiscoError):
-    """Public data that cannot be fetched, verified or parsed."""
-
-
-class ArtifactError(DiscoError):
-    """A notebook, figure or claim that cannot be made."""
-
-
-class SweepError(ArtifactError):
-    """A sweep that stopped: `kept` of its `cells` are kept; `address` is the scheduler's, None on this machine."""
-
-    def __init__(self, what: str, kept: int, cells: int, address: str | None = None) -> None:
-        where = f" (scheduler {address})" if address else ""
-        super().__init__(f"{what}{where}; {kept} of {cells} cells are kept, and the same sweep goes on from there")
-        self.kept, self.cells, self.address = kept, cells, address
 
 
 class EndpointError(DiscoError):

@@ -12,7 +12,15 @@ import threading
 import time
 
 import pytest
-from loopback import (
+
+import disco_core as dc
+from artifact.data.model import smollm2_path
+from disco_core.endpoints import local_server
+from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
+from disco_core.endpoints.llama_server import LlamaServerEndpoint
+from disco_core.endpoints.local_server import LocalServer
+from disco_core.endpoints.openai import OpenAIEndpoint
+from tests.helpers.loopback import (
     FACTS,
     KEY,
     collect,
@@ -26,16 +34,8 @@ from loopback import (
     serving,
     speaking,
 )
-from loopback import chunk as spoken
-
-import disco_core as dc
-from disco_core.artifact.model import smollm2_path
-from disco_core.endpoints import local_server
-from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
-from disco_core.endpoints.llama_server import LlamaServerEndpoint
-from disco_core.endpoints.local_server import LocalServer
-from disco_core.endpoints.openai import OpenAIEndpoint
-from disco_core.endpoints.replay import ReplayEndpoint
+from tests.helpers.loopback import chunk as spoken
+from tests.helpers.replay import ReplayEndpoint
 
 DEADLINE_S = 0.5
 LONG_S = 20.0  # a deadline that nothing here should need

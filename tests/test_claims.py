@@ -5,8 +5,9 @@ import math
 
 import pytest
 
-from disco_core.artifact import claims, claims_table
-from disco_core.errors import ArtifactError, InputError
+from artifact.errors import ArtifactError
+from artifact.publish import claims, claims_table
+from disco_core.errors import InputError
 
 HEAD = "id,source,mark,statement,kind,paper,tolerance,rule,expected,exhibit\n"
 ROWS = """\

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import disco_core as dc
-from disco_core.artifact import claims, energy, traces
-from disco_core.artifact.run import run
+from artifact.analysis import energy
+from artifact.data import traces
+from artifact.publish import claims
+from artifact.publish.run import run
 
 
 class Counter:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import BUDGETS, budgets, devices, distributions, lengths, plans, times_s
 
 import disco_core as dc
+from tests.helpers.strategies import BUDGETS, budgets, devices, distributions, lengths, plans, times_s
 
 
 def start_probability(plan: dc.DispatchPlan, length: int, ttft: dc.TTFTDistribution) -> float:

@@ -9,7 +9,14 @@ import traceback
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import (
+
+import disco_core as dc
+from disco_core.endpoints.base import Token
+from disco_core.endpoints.http import Events
+from disco_core.endpoints.llama_server import MARK, LlamaServerEndpoint
+from disco_core.endpoints.openai import OpenAIEndpoint
+from disco_core.live.stream import stream
+from tests.helpers.loopback import (
     FACTS,
     KEY,
     chunk,
@@ -22,14 +29,7 @@ from loopback import (
     through_openai,
     through_server,
 )
-
-import disco_core as dc
-from disco_core.endpoints.base import Token
-from disco_core.endpoints.llama_server import MARK, LlamaServerEndpoint
-from disco_core.endpoints.openai import OpenAIEndpoint
-from disco_core.endpoints.replay import ReplayEndpoint
-from disco_core.endpoints.wire import Events
-from disco_core.stream import stream
+from tests.helpers.replay import ReplayEndpoint
 
 # --- events out of bytes
 

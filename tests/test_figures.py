@@ -13,9 +13,11 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from disco_core.artifact import figures, files, gallery, provenance
-from disco_core.artifact.files import ROOT
-from disco_core.errors import ArtifactError, InputError
+from artifact import files
+from artifact.errors import ArtifactError
+from artifact.files import ROOT
+from artifact.publish import figures, gallery, provenance
+from disco_core.errors import InputError
 
 SUFFIXES = {".svg", ".pdf", ".png", ".csv", ".json"}
 NUMBERS = pd.DataFrame({"budget": [0.1, 0.2], "ttft_s": [1 / 3, np.nan], "n": [1, 2_000_000_000]})
@@ -74,7 +76,7 @@ def test_a_simulated_exhibit_is_the_same_bytes_also_in_another_process_and_under
     with mpl.rc_context({"svg.hashsalt": None, "svg.fonttype": "none", "savefig.dpi": 50}):
         save(tmp_path / "other")
     assert contents(tmp_path / "here") == contents(tmp_path / "other")
-    code = f"import sys; sys.path.insert(0, 'tests'); import test_figures as t; t.save({str(tmp_path / 'there')!r})"
+    code = f"import sys; sys.path[:0] = ['tests', 'notebooks']; import test_figures as t; t.save({str(tmp_path / 'there')!r})"
     environment = {
         "PYTHONHASHSEED": "7",
         "SOURCE_DATE_EPOCH": "1",

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from statsmodels.tsa.holtwinters import SimpleExpSmoothing
 
 import disco_core as dc
-from disco_core.artifact import forecasts, foresight, tables, traces
-from disco_core.artifact.forecasts import PREDICTORS, REFERENCES, WINDOW
-from disco_core.artifact.run import run
+from artifact.analysis import forecasts, foresight
+from artifact.analysis.forecasts import PREDICTORS, REFERENCES, WINDOW
+from artifact.data import tables, traces
+from artifact.publish.run import run
 
 NAMES = [*REFERENCES, *PREDICTORS]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from disco_core.artifact.files import ROOT
+from artifact.files import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DOCUMENTS = ["README.md", "REPRODUCING.md"]
@@ -66,7 +66,9 @@ def test_the_readme_s_live_answer_is_given(capsys):
 
 
 def test_the_readme_s_notebook_command_is_understood():
-    commands = re.findall(r"^\.venv/bin/python (-m disco_core\S+)", (ROOT / "README.md").read_text(), re.MULTILINE)
+    commands = re.findall(
+        r"^PYTHONPATH=notebooks \.venv/bin/python (-m artifact\S+)", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
     assert commands
     for command in commands:
         done = subprocess.run([sys.executable, *command.split(), "--help"], cwd=ROOT, capture_output=True, check=True)

@@ -2,8 +2,9 @@
 
 import pytest
 
-from disco_core.artifact import measure, overhead
-from disco_core.errors import ArtifactError
+from artifact.errors import ArtifactError
+from artifact.measure import device as measure
+from artifact.measure import overhead
 
 DEVICE = "prompt_tokens,repeat,token,generated_s\n8,0,0,0.1\n8,0,1,0.2\n16,0,0,0.2\n16,0,1,0.3\n"
 OVERHEAD = """work,by,n,repeat,unit,value

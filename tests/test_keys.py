@@ -5,12 +5,12 @@ import logging
 import traceback
 
 import pytest
-from loopback import FACTS, chunk, collect, events, free_port, piece, prefix, reply, serving, speaking
 
 import disco_core as dc
 from disco_core.endpoints.llama_server import LlamaServerEndpoint
 from disco_core.endpoints.openai import OpenAIEndpoint
-from disco_core.endpoints.replay import Failure, ReplayEndpoint
+from tests.helpers.loopback import FACTS, chunk, collect, events, free_port, piece, prefix, reply, serving, speaking
+from tests.helpers.replay import Failure, ReplayEndpoint
 
 KEY = "sk-Sought-in-every-word_0123456789abcdef"
 LONG = "x" * 30  # so that a message that is cut short may end within the key

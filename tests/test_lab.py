@@ -14,8 +14,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from disco_core.artifact import claims_table, run
-from disco_core.artifact.files import ROOT
+from artifact.files import ROOT
+from artifact.publish import claims_table, run
 
 INDEX = ROOT / "notebooks" / "index.ipynb"
 STEMS = sorted({path.stem for path in INDEX.parent.glob("*.ipynb")} - {"index"})

@@ -5,17 +5,17 @@ from contextlib import aclosing, suppress
 
 import numpy as np
 import pytest
-from clock import run
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from strategies import plans
 from test_migration import rules
 
 import disco_core as dc
+from artifact.measure.network_delay import LastHop
 from disco_core.endpoints.base import Prefix, Token
-from disco_core.endpoints.last_hop import LastHop
-from disco_core.endpoints.replay import Failure, ReplayEndpoint
-from disco_core.stream import stream
+from disco_core.live.stream import stream
+from tests.helpers.clock import run
+from tests.helpers.replay import Failure, ReplayEndpoint
+from tests.helpers.strategies import plans
 
 MS = st.integers(1, 400).map(lambda ms: ms / 1000)
 GAP = 0.02

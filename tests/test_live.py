@@ -16,9 +16,14 @@ import pandas as pd
 import pytest
 
 import disco_core as dc
-from disco_core.artifact import answers, live, model, scenario, session, traces
-from disco_core.artifact.files import ROOT
-from disco_core.artifact.pd_session import PDSettings, long_prompts
+from artifact.analysis import scenario
+from artifact.data import model, traces
+from artifact.errors import ArtifactError
+from artifact.files import ROOT
+from artifact.measure import answers
+from artifact.measure import live as session
+from artifact.measure import sessions as live
+from artifact.measure.pd_device import PDSettings, long_prompts
 
 
 @pytest.mark.parametrize(
@@ -45,12 +50,12 @@ def test_a_mistyped_setting_is_named(bad, word):
 
 
 def test_measurements_of_other_settings_are_not_taken(tmp_path):
-    with pytest.raises(dc.ArtifactError, match="does not hold live measurements"):
+    with pytest.raises(ArtifactError, match="does not hold live measurements"):
         live.live_measurements(str(tmp_path), session.Settings())
     (tmp_path / "settings.json").write_text(json.dumps(asdict(session.Settings(budget=0.25))))
     for name, columns in session.Settings.tables.items():
         (tmp_path / f"{name}.csv").write_text(",".join(columns) + "\n")
-    with pytest.raises(dc.ArtifactError, match=r"was measured with budget=0\.25"):
+    with pytest.raises(ArtifactError, match=r"was measured with budget=0\.25"):
         live.live_measurements(str(tmp_path), session.Settings())
     path, found = live.live_measurements(str(tmp_path), session.Settings(budget=0.25))
     assert path == tmp_path / "requests.csv"
@@ -150,7 +155,7 @@ def wait_for(condition, seconds=60):
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda stop: stop.name)
 def test_stopped_in_the_middle_it_leaves_no_server_and_no_file(tmp_path, stop):
     mark = os.urandom(16).hex()
-    command = [sys.executable, "-m", "disco_core.artifact.live", "--quick", "--out", str(tmp_path / "live")]
+    command = [sys.executable, "-m", "artifact.measure.sessions", "--quick", "--out", str(tmp_path / "live")]
     # a shell's background job ignores Ctrl-C, and so would what the tests start if they run in one
     attend = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
@@ -201,5 +206,5 @@ def test_pd_device_has_no_other_server(tmp_path, capsys):
 def test_a_device_that_longer_prompts_take_no_longer_is_told_as_a_disturbed_measurement():
     pairs = pd.DataFrame({"prompt_tokens": [20, 90], "device_s": [0.9, 0.4]})
     rates = pd.DataFrame({"end": ["device"], "gap_s": [0.02]})
-    with pytest.raises(dc.ArtifactError, match=r"disturbed.*leave it to itself and run the same command again"):
+    with pytest.raises(ArtifactError, match=r"disturbed.*leave it to itself and run the same command again"):
         answers.device_profile(pairs, rates)

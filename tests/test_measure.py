@@ -2,7 +2,7 @@
 
 import pytest
 
-from disco_core.artifact import measure
+from artifact.measure import device as measure
 from disco_core.errors import InputError
 
 

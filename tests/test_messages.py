@@ -5,17 +5,17 @@ import json
 
 import numpy as np
 import pytest
-from clock import run
-from loopback import FACTS, KEY, chunk, collect, events, piece, prefix, reply, serving, through_openai
 
 import disco_core as dc
-from disco_core.artifact.model import build, smollm2_path
+from artifact.data.model import build, smollm2_path
 from disco_core.endpoints.base import Prefix, Token
 from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
 from disco_core.endpoints.llama_server import LlamaServerEndpoint
 from disco_core.endpoints.local_server import LocalServer
 from disco_core.endpoints.openai import OpenAIEndpoint
-from disco_core.endpoints.replay import Failure, ReplayEndpoint
+from tests.helpers.clock import run
+from tests.helpers.loopback import FACTS, KEY, chunk, collect, events, piece, prefix, reply, serving, through_openai
+from tests.helpers.replay import Failure, ReplayEndpoint
 
 CHAT = [
     {"role": "system", "content": "Answer in one word."},

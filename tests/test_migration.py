@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import distributions, plans
 from test_simulate import race
 
 import disco_core as dc
+from tests.helpers.strategies import distributions, plans
 
 WHOLE = st.integers(1, 40)
 lengths_seen = st.lists(WHOLE, min_size=1, max_size=12)

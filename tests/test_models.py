@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loopback import KEY, collect, prefix
 
 import disco_core as dc
-from disco_core.artifact.model import build, smollm2_path
+from artifact.data.model import build, smollm2_path
 from disco_core.endpoints.base import Token
 from disco_core.endpoints.llama_cpp import BATCH, LlamaCppEndpoint
 from disco_core.endpoints.llama_server import LlamaServerEndpoint
 from disco_core.endpoints.local_server import LocalServer
 from disco_core.endpoints.openai import OpenAIEndpoint
-from disco_core.stream import stream
+from disco_core.live.stream import stream
+from tests.helpers.loopback import KEY, collect, prefix
 
 ROOT = Path(dc.__file__).parents[1]
 
@@ -32,7 +32,7 @@ ROOT = Path(dc.__file__).parents[1]
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_the_server_does_not_outlive_its_parent(how):
     code = (
-        "import time; from disco_core.artifact.model import smollm2_path\n"
+        "import time; from artifact.data.model import smollm2_path\n"
         "from disco_core.endpoints.local_server import LocalServer\n"
         "with LocalServer(smollm2_path()) as server: print(server.pid, flush=True); time.sleep(60)\n"
     )

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from disco_core.artifact import claims, live, session
-from disco_core.artifact.files import ROOT
-from disco_core.artifact.measure import main
-from disco_core.artifact.model import smollm2_path
-from disco_core.artifact.run import run
+from artifact.data.model import smollm2_path
+from artifact.files import ROOT
+from artifact.measure import live as session
+from artifact.measure import sessions as live
+from artifact.measure.device import main
+from artifact.publish import claims
+from artifact.publish.run import run
 from disco_core.endpoints.local_server import LocalServer
 
 NOTEBOOKS = [path for path in sorted((ROOT / "notebooks").glob("*.ipynb")) if path.stem != "index"]  # which asks none

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from disco_core.artifact import claims, overhead
-from disco_core.artifact.run import run
+from artifact.measure import overhead
+from artifact.publish import claims
+from artifact.publish.run import run
 from disco_core.errors import InputError
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import disco_core as dc
-from disco_core.endpoints.replay import ReplayEndpoint
+from tests.helpers.replay import ReplayEndpoint
 
 STREAMS = 500
 BOTH = dc.plan_stochastic(1.0, dc.Constraint.DEVICE, both=True)

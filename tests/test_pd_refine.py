@@ -9,9 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import disco_core as dc
-from disco_core.artifact import model
+from artifact.data import model
 from disco_core.endpoints.llama_cpp import BATCH
-from disco_core.systems.refine import keep, kept_tokens, protected_spans, refine, self_information, split_question
+from disco_core.systems.pd_device.refine import (
+    keep,
+    kept_tokens,
+    protected_spans,
+    refine,
+    self_information,
+    split_question,
+)
 
 BODY = (
     "The lighthouse keeper counted 17 ships before noon. None of them came into the harbour, since the tide was low. "

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import disco_core as dc
 from disco_core.systems import pd_device
-from disco_core.systems.pd_device import Settings, choose, simulate_pd
+from disco_core.systems.pd_device.timing import Settings, choose, simulate_pd
 
 DEVICE = dc.DeviceProfile(prefill_rate=50.0, decode_rate=20.0, startup=0.1)
 

@@ -11,8 +11,8 @@ import sys
 import nbformat
 import pytest
 
-from disco_core.artifact import progress, run
-from disco_core.artifact.files import ROOT
+from artifact.files import ROOT
+from artifact.publish import progress, run
 
 PARAMETERS = """\
 quick = False  # bool: the small size
@@ -80,7 +80,7 @@ def in_a_terminal(tmp_path, build, makeflags):
     (build / "seconds.json").write_text('{"try": 65}')
     out = str(tmp_path / "ran")
     code = (
-        "import sys; from pathlib import Path; from disco_core.artifact import progress, run\n"
+        "import sys; from pathlib import Path; from artifact.publish import progress, run\n"
         f"progress.BUILD = Path({str(build)!r}); sys.exit(run.main([{str(path)!r}, '--out', {out!r}]))"
     )
     given = {"cwd": ROOT, "env": os.environ | {"MAKEFLAGS": makeflags}, "stdout": subprocess.DEVNULL}

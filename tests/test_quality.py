@@ -13,14 +13,19 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from loopback import chunk, events, reply, serving
 
 import disco_core as dc
-from disco_core.artifact import claims, judge, live, model, quality, quality_session
-from disco_core.artifact.quality_session import QualitySettings
-from disco_core.artifact.run import run
+from artifact.analysis import quality
+from artifact.data import model
+from artifact.measure import judge
+from artifact.measure import quality as quality_session
+from artifact.measure import sessions as live
+from artifact.measure.quality import QualitySettings
+from artifact.publish import claims
+from artifact.publish.run import run
 from disco_core.endpoints.base import Token
 from disco_core.endpoints.local_server import LocalServer
+from tests.helpers.loopback import chunk, events, reply, serving
 
 KEY = "sk-a-key-that-must-not-appear"
 SMALL = {"prompts": 3, "max_tokens": 12, "positions": (2, 5), "second": 1}

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from strategies import devices, distributions, plans
 
 import disco_core as dc
-from disco_core.artifact import claims
-from disco_core.artifact.run import run
+from artifact.publish import claims
+from artifact.publish.run import run
 from disco_core.queueing import alone_s
+from tests.helpers.strategies import devices, distributions, plans
 
 
 def event_by_event(requests):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from disco_core.artifact import claims, claims_table, gallery, report
-from disco_core.artifact.files import FIGURES, READING_ORDER, ROOT
-from disco_core.errors import ArtifactError
+from artifact.errors import ArtifactError
+from artifact.files import FIGURES, READING_ORDER, ROOT
+from artifact.publish import claims, claims_table, gallery, report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

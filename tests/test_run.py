@@ -13,9 +13,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from disco_core.artifact import progress, run
-from disco_core.artifact.files import ROOT
-from disco_core.errors import ArtifactError, InputError
+from artifact.errors import ArtifactError
+from artifact.files import ROOT
+from artifact.publish import progress, run
+from disco_core.errors import InputError
 
 PARAMETERS = """\
 budget = 0.3  # float: share of prompt tokens the scarce end may prefill
@@ -157,7 +158,7 @@ def test_a_folder_that_cannot_be_written_is_named(notebook, tmp_path, capsys):
 def test_ctrl_c_ends_the_kernel_and_is_told_in_one_line(notebook, tmp_path):
     mark = tmp_path / "kernel"
     path = notebook(f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(120)")
-    command = [sys.executable, "-m", "disco_core.artifact.run", str(path), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "artifact.publish.run", str(path), "--out", str(tmp_path / "out")]
     # a shell's background job ignores Ctrl-C, and so would what the tests start if they run in one
     attend = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=attend)
@@ -197,9 +198,7 @@ def test_every_notebook_has_documented_parameters_and_no_outputs():
 
 
 def test_a_notebook_shows_a_figure_as_it_was_saved_and_once(notebook, tmp_path):
-    first = (
-        "import matplotlib.pyplot as plt, pandas as pd\nfrom disco_core.artifact import figures\nfigures.use_style()"
-    )
+    first = "import matplotlib.pyplot as plt, pandas as pd\nfrom artifact.publish import figures\nfigures.use_style()"
     about = "caption='c', kind='simulated', source='s', parameters={}, out=out"
     drawn = f"figures.save(plt.subplots()[0], 'try_one', pd.DataFrame({{'x': [1]}}), {about});"
     executed = run.run(notebook(first, drawn), tmp_path / "runs", out=str(tmp_path / "figures"))

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import disco_core as dc
-from disco_core.artifact import claims, traces
-from disco_core.artifact.run import run
+from artifact.data import traces
+from artifact.publish import claims
+from artifact.publish.run import run
 
 
 @given(

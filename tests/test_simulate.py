@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import devices, distributions, plans
 
 import disco_core as dc
+from tests.helpers.strategies import devices, distributions, plans
 
 PRICES = dc.CostModel(1e-6, 2e-6, 3e-6, 5e-6)
 

@@ -7,17 +7,17 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from clock import run
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from strategies import plans
 from test_migration import rules
 
 import disco_core as dc
+from artifact.measure.network_delay import LastHop
 from disco_core import stream
 from disco_core.endpoints.base import Token, until
-from disco_core.endpoints.last_hop import LastHop
-from disco_core.endpoints.replay import Failure, ReplayEndpoint
+from tests.helpers.clock import run
+from tests.helpers.replay import Failure, ReplayEndpoint
+from tests.helpers.strategies import plans
 
 MS = st.integers(1, 40).map(lambda ms: ms / 1000)
 DEVICE = dc.DeviceProfile(500.0, 25.0)

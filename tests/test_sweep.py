@@ -18,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import disco_core as dc
-from disco_core.artifact import sweep as module
-from disco_core.artifact import traces
-from disco_core.artifact.files import ROOT
-from disco_core.artifact.sweep import sweep
-from disco_core.errors import ArtifactError, InputError, SweepError
+from artifact.analysis import sweep as module
+from artifact.analysis.sweep import sweep
+from artifact.data import traces
+from artifact.errors import ArtifactError, SweepError
+from artifact.files import ROOT
+from disco_core.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +166,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from disco_core.artifact import sweep
+from artifact.analysis import sweep
 
 sweep.BUILD, calls = Path(sys.argv[1]), Path(sys.argv[2])
 
@@ -348,5 +349,5 @@ def test_what_takes_the_connection_and_says_nothing_is_no_scheduler(monkeypatch)
 
 
 def test_dask_is_not_imported_before_it_is_asked_for():
-    code = "import sys, disco_core.artifact.sweep; sys.exit(len({'dask', 'distributed'} & set(sys.modules)))"
+    code = "import sys, artifact.analysis.sweep; sys.exit(len({'dask', 'distributed'} & set(sys.modules)))"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

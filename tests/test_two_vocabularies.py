@@ -8,12 +8,12 @@ import contextlib
 
 import numpy as np
 import pytest
-from loopback import collect
 
 import disco_core as dc
-from disco_core.artifact.model import build, second_model, smollm2_path
+from artifact.data.model import build, second_model, smollm2_path
 from disco_core.endpoints.base import Prefix, Token
 from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
+from tests.helpers.loopback import collect
 
 TURNS = {"smollm2": build("{prompt}"), "gemma": "<start_of_turn>user\n{prompt}<end_of_turn>\n<start_of_turn>model\n"}
 IM = (  # without the system message that SmolLM2's own template begins with

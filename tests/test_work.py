@@ -7,13 +7,13 @@ from contextvars import ContextVar
 
 import numpy as np
 import pytest
-from clock import run
 
 import disco_core as dc
+from artifact.measure.network_delay import LastHop
 from disco_core.endpoints.base import Prefix, Token
-from disco_core.endpoints.last_hop import LastHop
-from disco_core.endpoints.replay import ReplayEndpoint
-from disco_core.work import Work
+from disco_core.live.work import Work
+from tests.helpers.clock import run
+from tests.helpers.replay import ReplayEndpoint
 
 REQUEST = ContextVar("REQUEST", default="none")
 BOTH = dc.plan_stochastic(1.0, dc.Constraint.DEVICE, both=True)

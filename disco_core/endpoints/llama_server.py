@@ -24,8 +24,8 @@ import httpx
 
 from disco_core import checks
 from disco_core.endpoints.base import Prefix, Prompt, Token, estimate, is_chat
+from disco_core.endpoints.http import LONGEST_EVENT, Events, Remote, stale, watched
 from disco_core.endpoints.vocabulary import PROBE, admit, fingerprint, in_template, parts
-from disco_core.endpoints.wire import LONGEST_EVENT, Events, Remote, stale, watched
 from disco_core.errors import CutError, EndpointError, ProtocolError, RefusedError, StalledError
 
 QUESTION_S = 2.0  # most seconds for a question that blocks

@@ -18,8 +18,8 @@ import httpx
 
 from disco_core import checks
 from disco_core.endpoints.base import whole
+from disco_core.endpoints.http import secret, without
 from disco_core.endpoints.llama_cpp import BATCH, model_file
-from disco_core.endpoints.wire import secret, without
 from disco_core.errors import EndpointError, InputError, RefusedError, StalledError
 
 HOST = "127.0.0.1"

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from disco_core import checks
 from disco_core.endpoints.base import Message, Prefix, Prompt, Token, estimate, is_chat, words
-from disco_core.endpoints.wire import Remote, stale, watched
+from disco_core.endpoints.http import Remote, stale, watched
 from disco_core.errors import CutError, EndpointError, InputError, ProtocolError, RefusedError
 
 Continuation = Literal["none", "completions", "prefix", "continue_final_message"]

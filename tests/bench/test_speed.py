@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import disco_core as dc
-from disco_core.artifact import transcription as plain
+from artifact.analysis import transcription as plain
 from disco_core.endpoints.base import Prefix
-from disco_core.endpoints.replay import ReplayEndpoint
+from tests.helpers.replay import ReplayEndpoint
 
 
 def test_the_transcription_says_the_same(samples, lengths):

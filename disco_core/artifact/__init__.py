@@ -1,1 +1,0 @@
-"""What the notebooks share: public traces, claims and their verdicts, figures with their provenance."""

@@ -1,0 +1,1 @@
+"""The plan and the rule over endpoints that produce tokens."""

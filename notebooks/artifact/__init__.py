@@ -1,0 +1,1 @@
+"""What the notebooks share, beside them and never installed: `data`, `measure`, `analysis`, `publish`."""

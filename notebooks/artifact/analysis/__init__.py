@@ -1,0 +1,1 @@
+"""What notebooks compute from tables and measurements."""

@@ -1,0 +1,1 @@
+"""The committed tables, the public traces behind them, and the model."""

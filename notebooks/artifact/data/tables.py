@@ -1,0 +1,274 @@
+"""`make data`: the tables of `data/`, computed from the public trace files, the same bytes on every run.
+
+`TABLES` names each table and the function that makes it. The hand-written tables (devices, services) and those
+taken as parsed are not made here; `data/README.md` says what stands in each.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from artifact.commands import command
+from artifact.data.model import build, count_tokens
+from artifact.data.parse import load
+from artifact.files import DATA, write_atomic
+
+# Even levels up to 0.95, then finer and finer ones: a committed value is the largest of its step, so the tail,
+# where a step is long in seconds, needs short steps for the table's mean to stay near the samples'.
+LEVELS = np.concatenate([np.arange(1, 191) / 200, np.arange(951, 991) / 1000, np.arange(1981, 2001) / 2000])
+HOUR_LEVELS = np.concatenate([np.arange(1, 20) / 20, [0.975, 0.99, 1.0]])
+BINS_PER_OCTAVE = 8
+FASTEST = ("llama-3-70b", "command-r", "command-r-plus", "gpt-4-turbo")
+ARRIVALS = ("azure-code", "azure-conv")
+WINDOW_S = 10.0  # of the counts of arrivals
+LENGTHS = {  # dataset: (source, prompts as text or token counts, outputs or none)
+    "alpaca": ("prompt", "output"),
+    "arena-hard": ("prompt", None),
+    "azure-code": ("prompt_tokens", "output_tokens"),
+    "azure-conv": ("prompt_tokens", "output_tokens"),
+    "mt-bench": ("prompt", None),
+}
+
+
+def series(service: str) -> pd.DataFrame:
+    """One service's requests as published: time, region, host, ttft_s; one row each, in order of time."""
+    if service == "deepseek-chat":
+        return load("deepseek")[["time", "ttft_s"]].assign(region="", host="deepseek")
+    calls = load("thefastest")
+    return calls[calls["model"] == service].sort_values("time", kind="stable")
+
+
+def calls(service: str) -> pd.DataFrame:
+    """The same as `forecasts` reads it: time_s since the first, series (a host, seen from a region), hour, ttft_s."""
+    found = series(service)
+    since = (found["time"] - found["time"].iloc[0]).dt.total_seconds()
+    return pd.DataFrame(
+        {
+            "time_s": since,
+            "series": (found["host"] + " " + found["region"]).str.strip(),
+            "hour": found["time"].dt.hour,
+            "ttft_s": found["ttft_s"],
+        }
+    ).reset_index(drop=True)
+
+
+def inverse_cdf(samples: ArrayLike, levels: ArrayLike) -> NDArray[np.float64]:
+    """`F^-1(level)`: the smallest sample x with `F(x) >= level`, never interpolated; shapes (n,) and (levels,)."""
+    ordered = np.sort(np.asarray(samples, np.float64))
+    rank = np.ceil(np.asarray(levels) * ordered.size - 1e-9)  # 0.29 * 100 is 28.999999999999996
+    return np.asarray(ordered[np.maximum(rank.astype(np.int64), 1) - 1])
+
+
+def quantiles(samples: pd.Series) -> pd.DataFrame:
+    """The committed form of F: n, level, ttft_s. A trace with no more samples than LEVELS has levels k/n."""
+    n = len(samples)
+    levels = LEVELS if n > LEVELS.size else np.arange(1, n + 1) / n
+    table = pd.DataFrame({"n": n, "level": levels, "ttft_s": inverse_cdf(samples, levels)})
+    return table.round({"level": 6, "ttft_s": 4})
+
+
+def ttft_quantiles() -> pd.DataFrame:
+    """Per service and host: TTFT quantiles."""
+    return pd.concat(
+        quantiles(calls["ttft_s"]).assign(service=service, host=host)[["service", "host", "n", "level", "ttft_s"]]
+        for service in ("deepseek-chat", *FASTEST)
+        for host, calls in series(service).groupby("host")
+    )
+
+
+def ttft_by_hour() -> pd.DataFrame:
+    """deepseek-chat by hour of the client's local day: TTFT quantiles."""
+    calls = series("deepseek-chat")
+    parts = [
+        pd.DataFrame(
+            {
+                "hour": hour,
+                "n": len(ttft),
+                "level": HOUR_LEVELS,
+                "ttft_s": inverse_cdf(ttft, HOUR_LEVELS).round(4),
+            }
+        )
+        for hour, ttft in calls["ttft_s"].groupby(calls["time"].dt.hour)
+    ]
+    return pd.concat(parts).assign(service="deepseek-chat")[["service", "hour", "n", "level", "ttft_s"]]
+
+
+def ttft_by_day() -> pd.DataFrame:
+    """deepseek-chat by day, 24 h each from its first request on: TTFT quantiles."""
+    calls = series("deepseek-chat")
+    day = (calls["time"] - calls["time"].min()).dt.days + 1
+    parts = [quantiles(ttft).assign(day=number) for number, ttft in calls["ttft_s"].groupby(day)]
+    return pd.concat(parts).assign(service="deepseek-chat")[["service", "day", "n", "level", "ttft_s"]]
+
+
+def ttft_series() -> pd.DataFrame:
+    """Per service: moments, and how one call's TTFT goes with that of the call before it."""
+    return pd.DataFrame(_series_row(name, series(name)) for name in ("deepseek-chat", *FASTEST)).round(4)
+
+
+def _series_row(service: str, calls: pd.DataFrame) -> dict[str, object]:
+    # A pair is two consecutive calls to one host from one region; levels of hosts are taken out first.
+    group = calls.groupby(["host", "region"])
+    parts = {"raw": calls["ttft_s"] - group["ttft_s"].transform("mean"), "rank": group["ttft_s"].rank(pct=True)}
+    before = {name: part.groupby([calls["host"], calls["region"]]).shift() for name, part in parts.items()}
+    gap = group["time"].diff().dt.total_seconds()
+    ttft = calls["ttft_s"]
+    p50, p95, p99 = inverse_cdf(ttft, [0.5, 0.95, 0.99])
+    return {
+        "service": service,
+        "hosts": calls["host"].nunique(),
+        "n": len(calls),
+        "mean_s": ttft.mean(),
+        "p50_s": p50,
+        "p95_s": p95,
+        "p99_s": p99,
+        "max_s": ttft.max(),
+        "lag1": parts["raw"].corr(before["raw"]),
+        "lag1_rank": parts["rank"].corr(before["rank"]),
+        "gap_mean_s": gap.mean(),
+        "gap_median_s": gap.median(),
+    }
+
+
+def ttft_forecasts() -> pd.DataFrame:
+    """Per service and forecast: its errors one request ahead, over the last 30 % of the requests."""
+    from artifact.analysis.forecasts import errors, forecast
+
+    parts = [errors(forecast(calls(name))).assign(service=name) for name in ("deepseek-chat", *FASTEST)]
+    return pd.concat(parts)[["service", *parts[0].columns[:-1]]].round(4)
+
+
+def ttft_length_correlation() -> pd.DataFrame:
+    """Every public server trace: Pearson of TTFT with prompt length, empty where the length is fixed."""
+    rows = []
+    for trace, unit in (("latencylab", "characters"), ("llmperf", "tokens")):
+        for endpoint, calls in load(trace).groupby("endpoint"):
+            rows.append(_correlation(trace, str(endpoint), calls["length"], calls["ttft_s"], unit))
+    for service in ("deepseek-chat", *FASTEST):
+        trace = "deepseek" if service == "deepseek-chat" else "thefastest"
+        ttft = series(service)["ttft_s"]
+        rows.append(_correlation(trace, service, ttft * 0, ttft, "one fixed prompt"))
+    return pd.DataFrame(rows).round(4)
+
+
+def _correlation(trace: str, endpoint: str, length: pd.Series, ttft: pd.Series, unit: str) -> dict[str, object]:
+    from scipy.stats import pearsonr
+
+    row = {"trace": trace, "endpoint": endpoint, "n": len(ttft), "distinct_lengths": length.nunique()}
+    row |= {"length_unit": unit, "pearson": np.nan, "low": np.nan, "high": np.nan}
+    if row["distinct_lengths"] > 1:
+        found = pearsonr(length, ttft)
+        low, high = found.confidence_interval(0.95)  # Fisher's transformation
+        row |= {"pearson": found.statistic, "low": low, "high": high}
+    return row
+
+
+def lengths(dataset: str, kind: str, *, binned: bool = True) -> pd.DataFrame:
+    """Histogram of a dataset's `prompt` or `output` lengths: tokens, count.
+
+    Texts are counted with the device model's tokenizer, prompts as built with its template. Published token
+    counts are binned geometrically, unless `binned` is false.
+    """
+    column = LENGTHS[dataset][("prompt", "output").index(kind)]
+    assert column is not None, f"{dataset} has no {kind}"
+    values = load(dataset)[column]
+    if column.endswith("_tokens"):
+        return bins(values) if binned else _histogram(values)
+    return _histogram(count_tokens(build(text) if kind == "prompt" else text) for text in values)
+
+
+def _histogram(tokens: Iterable[int]) -> pd.DataFrame:
+    value, count = np.unique(np.fromiter(tokens, np.int64), return_counts=True)
+    return pd.DataFrame({"tokens": value, "count": count})
+
+
+def bins(tokens: ArrayLike) -> pd.DataFrame:
+    """Histogram over bins of 1/8 octave, each represented by its rounded mean: tokens, count; lengths >= 1."""
+    values = np.asarray(tokens, np.int64)
+    label = np.floor(np.log2(values) * BINS_PER_OCTAVE).astype(np.int64)
+    grouped = pd.Series(values).groupby(label)
+    table = pd.DataFrame({"tokens": grouped.mean().round().astype("int64"), "count": grouped.size()})
+    return table.groupby("tokens", as_index=False)["count"].sum()
+
+
+def _lengths_of_all(kind: str) -> pd.DataFrame:
+    chosen = [name for name, columns in LENGTHS.items() if columns[("prompt", "output").index(kind)]]
+    parts = [lengths(name, kind).assign(dataset=name)[["dataset", "tokens", "count"]] for name in chosen]
+    return pd.concat(parts)
+
+
+def prompt_tokens() -> pd.DataFrame:
+    """Per dataset: prompt lengths."""
+    return _lengths_of_all("prompt")
+
+
+def output_tokens() -> pd.DataFrame:
+    """Per dataset: output lengths."""
+    return _lengths_of_all("output")
+
+
+def stamps(pattern: str) -> NDArray[np.float64]:
+    """When the requests of a published trace came: ascending seconds since the first, shape (n,)."""
+    time = load(pattern)["time"].sort_values()
+    return np.asarray((time - time.iloc[0]).dt.total_seconds())
+
+
+def arrivals() -> pd.DataFrame:
+    """Per pattern: requests in each window of WINDOW_S seconds since the first request, empty windows included."""
+    parts = []
+    for pattern in ARRIVALS:
+        count = np.bincount((stamps(pattern) // WINDOW_S).astype(np.int64))
+        start = np.arange(count.size) * WINDOW_S
+        parts.append(pd.DataFrame({"pattern": pattern, "start_s": start, "window_s": WINDOW_S, "requests": count}))
+    return pd.concat(parts)
+
+
+def phones() -> pd.DataFrame:
+    """Phones: speed and energy by prompt length, the mean over the answer lengths."""
+    by = ["device", "engine", "model", "prefill_tokens"]
+    means = load("phones").drop(columns="decode_tokens").groupby(by, as_index=False).mean()
+    return means.round(3)
+
+
+TABLES: dict[str, Callable[[], pd.DataFrame]] = {
+    "ttft_quantiles": ttft_quantiles,
+    "ttft_by_day": ttft_by_day,
+    "ttft_by_hour": ttft_by_hour,
+    "ttft_series": ttft_series,
+    "ttft_forecasts": ttft_forecasts,
+    "ttft_length_correlation": ttft_length_correlation,
+    "prompt_tokens": prompt_tokens,
+    "output_tokens": output_tokens,
+    "arrivals": arrivals,
+    "phones": phones,
+}
+
+
+def write(out: Path, names: Sequence[str] = tuple(TABLES)) -> list[Path]:
+    """Make tables and write them as `out/<name>.csv`, each whole or not at all."""
+    return [write_atomic(out / f"{name}.csv", csv(TABLES[name]())) for name in names]
+
+
+def csv(table: pd.DataFrame) -> str:
+    """A table's one written form: no index, \\n line ends, empty for unknown, at most 8 significant digits."""
+    return str(table.to_csv(index=False, lineterminator="\n", float_format="%.8g"))
+
+
+@command("the tables not yet written are as they were")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; exit 0, 1 with one line for an error of the data, 130 when interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m artifact.data.tables", description=__doc__)
+    parser.add_argument("--out", type=Path, default=DATA, help="folder to write to (default: data/)")
+    arguments = parser.parse_args(argv)
+    for path in write(arguments.out):
+        print(f"{path.name}: {path.stat().st_size / 1e3:.1f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Measurements of this machine: taken, stored, read."""

@@ -1,0 +1,100 @@
+"""One answer of live ends as rows of a table, and what several of them say: what every measuring session uses."""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from artifact.errors import ArtifactError
+from disco_core.cost import End
+from disco_core.delivery import quality_of_experience, time_between_tokens
+from disco_core.endpoints.base import Endpoint, Prefix, Token
+from disco_core.errors import InputError
+from disco_core.latency import DeviceProfile
+from disco_core.record import Record, StreamedToken
+
+Tables = dict[str, pd.DataFrame]
+CHARGES = ["server_prefill", "server_decode", "device_prefill", "device_decode"]  # a ledger's order
+
+
+def run_beside(work: Coroutine[Any, Any, Tables]) -> Tables:
+    """The result of the work, also in a notebook, whose own event loop is running: then in a thread beside it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    loop = asyncio.new_event_loop()
+
+    def beside() -> Tables:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            return runner.run(work)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(beside)
+        try:
+            return done.result()
+        except KeyboardInterrupt:
+            loop.call_soon_threadsafe(lambda: [task.cancel() for task in asyncio.all_tasks(loop)])
+            raise
+
+
+def outcome(record: Record) -> dict[str, Any]:
+    """An answer in a row: charges, TTFT, hand-over, delays, pace, quality, failures."""
+    charges = dict[str, Any]()
+    for end in End:
+        name = end.name.lower()
+        charges[f"{name}_started"] = record.started[end]
+        charges |= {f"{name}_prefill": record.prefill[end], f"{name}_decode": record.decode[end]}
+    at, tokens = record.migrated_at, record.tokens
+    released = [token.released_s for token in tokens]
+    gaps = time_between_tokens(released) if tokens else np.empty(0)
+    return charges | {
+        "ttft_s": record.ttft_s,
+        "winner": None if record.winner is None else record.winner.name.lower(),
+        "tokens": len(tokens),
+        "migrated_at": at,
+        "takeover_s": tokens[at].generated_s - tokens[at - 1].generated_s if 0 < at < len(tokens) else None,
+        "delay_num": record.delay_num,
+        "tbt_p99_s": np.quantile(gaps, 0.99, method="inverted_cdf") if gaps.size else None,
+        "qoe": quality_of_experience(released) if tokens else None,
+        "refusals": "; ".join(record.refusals),
+        "failures": "; ".join(map(str, record.failures)),
+    }
+
+
+def seen(token: StreamedToken) -> dict[str, Any]:
+    """A token in a row."""
+    return {
+        "token": token.index,
+        "source": token.source.name.lower(),
+        "id": token.id,
+        "text": token.text,
+        "generated_s": token.generated_s,
+        "released_s": token.released_s,
+    }
+
+
+async def timed_answer(end: Endpoint, prompt: str, n: int, begun: Sequence[Token] = ()) -> list[tuple[Token, float]]:
+    """What one end answers, or goes on with, up to n tokens in all; each with seconds since the request."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    async with aclosing(end.generate(Prefix(prompt, tuple(begun), n - len(begun)))) as tokens:
+        return [(token, loop.time() - start) async for token in tokens]
+
+
+def device_profile(pairs: pd.DataFrame, rates: pd.DataFrame) -> DeviceProfile:
+    """The device as pairs and rates show it. ArtifactError where longer prompts did not take it longer."""
+    try:
+        return DeviceProfile.fit(pairs["prompt_tokens"], pairs["device_s"], decode_rate("device", rates))
+    except InputError as error:
+        told = "something else kept this machine busy; leave it to itself and run the same command again"
+        raise ArtifactError(f"measuring was disturbed: {error}; {told}") from None
+
+
+def decode_rate(end: str, rates: pd.DataFrame) -> float:
+    """Tokens per second of one end, under what it was measured."""
+    return float(1 / rates.loc[rates["end"] == end, "gap_s"].median())

@@ -1,0 +1,147 @@
+"""Time and memory of planning and deciding on this machine, beside the paper's algorithms transcribed plainly.
+
+All works are timed by turns, in random order and in one process, so that a machine which slows down for a while slows
+all of them; the first call of each, which loads and caches, is not kept. Memory is the peak of what a call allocates
+beyond its input, as tracemalloc sees it (NumPy reports to it), in a call of its own, since tracing takes time.
+"""
+
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from artifact.analysis import transcription
+from artifact.data import traces
+from artifact.measure.kept import Kept
+from disco_core import checks
+from disco_core.checks import Floats, Ints
+from disco_core.cost import CostModel
+from disco_core.dispatch import plan_device_constrained, plan_server_constrained
+from disco_core.errors import InputError
+from disco_core.latency import ServerProfile, TTFTDistribution
+from disco_core.migration import MigrationRule
+from disco_core.simulate import simulate
+from disco_core.workload import LengthDistribution, Workload
+
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
+PAPER = 100_000  # samples that the paper's times are for
+OURS, PLAIN = "disco-core", "transcription"
+BUDGET = 0.3  # b
+CALLS = 200  # decisions timed at a time: one alone is too short for the clock
+COLUMNS = ["work", "by", "n", "repeat", "unit", "value"]
+
+
+class Work(NamedTuple):
+    """Something to time: what, by whom, for how many samples, and how many calls are one run of it."""
+
+    name: str
+    by: str
+    n: int
+    run: Callable[[], object]
+    calls: int = 1
+
+
+def measure_overhead(sizes: Sequence[int] = SIZES, repeats: int = 25, seed: int = 0) -> pd.DataFrame:
+    """Time every work at every size, then take its memory; one row per value.
+
+    Columns: work, by (disco-core, or transcription), n (samples), repeat, unit, value; unit s: seconds of one call,
+    unit bytes: its peak. Beyond 100,000 samples only every fifth repeat is made. InputError for sizes or repeats
+    below 1.
+    """
+    wanted, count = checks.tokens(sizes, "sizes"), checks.count(repeats, "repeats")
+    rng = np.random.default_rng(seed)
+    every = [work for n in wanted for work in works(int(n), rng)]
+    for work in every:
+        work.run()
+    rows: list[tuple[str, str, int, int, str, float]] = []
+    for repeat in tqdm(range(count), desc="overhead", unit="round", disable=None):
+        for work in (every[k] for k in rng.permutation(len(every))):
+            if work.n > PAPER and repeat % 5:
+                continue
+            start = time.perf_counter()
+            work.run()
+            rows.append((*work[:3], repeat, "s", (time.perf_counter() - start) / work.calls))
+    rows += [(*work[:3], 0, "bytes", _peak(work.run)) for work in every]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.sort_values(["unit", "n", "work", "by", "repeat"], ignore_index=True)
+
+
+def works(n: int, rng: np.random.Generator) -> list[Work]:
+    """What is timed for n samples: TTFTs of deepseek-chat, prompts and answers of Alpaca.
+
+    Planning is from lengths as they were seen, F already built. A decision is about one request or one token, as a
+    live stream asks for it, under a plan and a rule made from n samples.
+    """
+    samples, prompts, answers = _sampled(n, rng)
+    listed, lengths, f = samples.tolist(), prompts.tolist(), transcription.make_f(samples.tolist())
+    ttft, device = TTFTDistribution(samples), traces.devices()["Xiaomi 14 + Qwen1.5-0.5B"]
+    plan = plan_device_constrained(prompts, ttft, BUDGET)
+    # these prices let the answer move; which they are does not touch the time
+    rule = MigrationRule(CostModel(1e-7, 1e-6, 1e-8, 1e-7), LengthDistribution.of(answers), ttft, device)
+    load, server = Workload(np.arange(n, dtype=np.float64), prompts, answers), ServerProfile(ttft, 50.0)
+    asked, draws = [prompts[k % n : k % n + 1] for k in range(CALLS)], np.random.default_rng(0)
+    return [
+        Work("build F", OURS, n, lambda: TTFTDistribution(samples)),
+        Work("build F", PLAIN, n, lambda: transcription.make_f(listed)),
+        Work("plan DiSCo-S", OURS, n, lambda: plan_server_constrained(prompts, BUDGET)),
+        Work("plan DiSCo-S", PLAIN, n, lambda: transcription.server_constrained(lengths, BUDGET)),
+        Work("plan DiSCo-D", OURS, n, lambda: plan_device_constrained(prompts, ttft, BUDGET)),
+        Work("plan DiSCo-D", PLAIN, n, lambda: transcription.device_constrained(lengths, f, BUDGET)),
+        Work("decide a request", OURS, n, lambda: [plan.draw(length, draws) for length in asked], CALLS),
+        Work("decide a token", OURS, n, lambda: [rule.moves(40, k, k / 20) for k in range(CALLS)], CALLS),
+        Work("simulate", OURS, n, lambda: simulate(load, plan, server, device, rng=np.random.default_rng(0))),
+    ]
+
+
+def _sampled(n: int, rng: np.random.Generator) -> tuple[Floats, Ints, Ints]:
+    # the table rounds to a tenth of a millisecond; within it the samples are spread, so that no two are equal
+    samples = traces.service("deepseek-chat").ttft.sample(n, rng) + rng.uniform(0.0, 1e-4, n)
+    return samples, traces.lengths("alpaca").sample(n, rng), traces.lengths("alpaca", "output").sample(n, rng)
+
+
+def _peak(run: Callable[[], object]) -> int:
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def overhead_measurements(measurements: Path | str = "", *, quick: bool = False) -> tuple[Path, pd.DataFrame]:
+    """Where the measurements are and what they are, as of `measure_overhead`.
+
+    Without a file they are made, in about half a minute (quick: some seconds), and kept in the build folder for the
+    next call. Raises ArtifactError for a file that does not hold measurements.
+    """
+    return KEPT.measurements(measurements, quick=quick)
+
+
+def _make(quick: bool) -> pd.DataFrame:
+    return measure_overhead(SIZES[:3], repeats=5) if quick else measure_overhead()
+
+
+def _check(found: pd.DataFrame) -> None:
+    checks.tokens(found["n"], "n")
+    checks.seconds(found["value"], "value", unit="")
+    if set(found["unit"]) != {"s", "bytes"} or PAPER not in set(found["n"]):
+        raise InputError(f"it needs times and memory, for {PAPER} samples among others")
+
+
+KEPT = Kept("overhead", "times and peaks of planning and deciding on this machine", COLUMNS, _make, _check, "%.9g")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure into a csv, as a command."""
+    does = "Time planning and deciding on this machine, and write every time and the memory taken."
+    return KEPT.main(argv, module="overhead", does=does, small="fewer repeats, at most 100,000 samples: seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

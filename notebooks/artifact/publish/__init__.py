@@ -1,0 +1,1 @@
+"""Notebooks run, exhibits and verdicts written, and shown."""
