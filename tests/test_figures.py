@@ -76,7 +76,8 @@ def test_a_simulated_exhibit_is_the_same_bytes_also_in_another_process_and_under
     with mpl.rc_context({"svg.hashsalt": None, "svg.fonttype": "none", "savefig.dpi": 50}):
         save(tmp_path / "other")
     assert contents(tmp_path / "here") == contents(tmp_path / "other")
-    code = f"import sys; sys.path[:0] = ['tests', 'notebooks']; import test_figures as t; t.save({str(tmp_path / 'there')!r})"
+    code = "import sys; sys.path[:0] = ['tests', 'notebooks']; import test_figures as t; "
+    code += f"t.save({str(tmp_path / 'there')!r})"
     environment = {
         "PYTHONHASHSEED": "7",
         "SOURCE_DATE_EPOCH": "1",

@@ -20,7 +20,7 @@ from artifact.analysis import scenario
 from artifact.data import model, traces
 from artifact.errors import ArtifactError
 from artifact.files import ROOT
-from artifact.measure import answers
+from artifact.measure import answers, ends
 from artifact.measure import live as session
 from artifact.measure import sessions as live
 from artifact.measure.pd_device import PDSettings, long_prompts
@@ -81,10 +81,10 @@ def test_the_worth_of_energy_makes_the_end_scarce_that_it_says(name, constraint)
 
 
 def test_prompts_are_as_short_as_asked_for():
-    assert scenario.prompts(48).tokens.max() <= 48
-    assert len(scenario.prompts()) == 120
+    assert ends.prompts(48).tokens.max() <= 48
+    assert len(ends.prompts()) == 120
     with pytest.raises(dc.InputError, match="no prompt has up to 3 tokens"):
-        scenario.prompts(3)
+        ends.prompts(3)
 
 
 @pytest.mark.parametrize("bad", [None, 3, b"hello", "", " \n", "half \ud83d of it", ["hello"]])
@@ -111,7 +111,7 @@ def test_behind_a_last_hop_the_later_of_the_two_counts():
 
 @pytest.mark.parametrize("n", [1, 7, 60, 112])
 def test_prompts_that_are_asked_have_lengths_like_all(n):
-    lengths = [model.count_tokens(built) for built in scenario.prompts(48).built]
+    lengths = [model.count_tokens(built) for built in ends.prompts(48).built]
     asked = session.spread(lengths, n)
     assert asked == sorted(set(asked))
     assert len(asked) == n

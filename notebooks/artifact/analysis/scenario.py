@@ -1,13 +1,9 @@
-"""What live and simulated notebooks share: the two ends, what is asked of them, their prices, and the policies."""
-
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+"""What live and simulated notebooks share: prices, lengths of answers, and the policies."""
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike
 
-from artifact.data import model, traces
+from artifact.data import traces
 from disco_core import checks
 from disco_core.cost import Constraint, CostModel
 from disco_core.dispatch import (
@@ -18,59 +14,11 @@ from disco_core.dispatch import (
     plan_server_only,
     plan_stochastic,
 )
-from disco_core.endpoints.base import Endpoint
-from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
-from disco_core.endpoints.llama_server import LlamaServerEndpoint
-from disco_core.endpoints.local_server import LocalServer
-from disco_core.endpoints.openai import OpenAIEndpoint
 from disco_core.errors import InputError
 from disco_core.latency import TTFTDistribution
 from disco_core.workload import LengthDistribution
 
-CONTEXT = 1024  # tokens of prompt and answer that fit each end
 ELECTRICITY = 0.15 / 3.6e6  # $ per J, at $0.15 per kWh
-
-
-@contextmanager
-def ends(server: str = "local", *, reuses: bool = False) -> Iterator[tuple[Endpoint, Endpoint]]:
-    """The server and the device, ready to answer; whatever was started for them ends with the block.
-
-    reuses   whether they go on from what they have read of the same prompt before
-    server   "local": llama.cpp's own server, in a process of its own; "openai:<model>": a server that speaks OpenAI's
-             API, its key in OPENAI_API_KEY, its address in OPENAI_BASE_URL
-    InputError for another name; an EndpointError where it cannot be had.
-    """
-    is_server(server)
-    with ExitStack() as stack:
-        path = model.smollm2_path()
-        device = stack.enter_context(LlamaCppEndpoint(path, n_ctx=CONTEXT, name="device", reuses=reuses))
-        if server == "local":
-            local = stack.enter_context(LocalServer(path, n_ctx=CONTEXT))
-            yield LlamaServerEndpoint(local.url, name="server", reuses=reuses), device
-        else:
-            name, count = server.removeprefix("openai:"), model.count_tokens  # the API does not tell how it counts
-            yield OpenAIEndpoint(name, template=model.TEMPLATE, count_tokens=count, name="server"), device
-
-
-def is_server(name: str) -> str:
-    """The name itself; InputError unless `ends` knows it."""
-    if name != "local" and not (name.startswith("openai:") and name != "openai:"):
-        raise InputError(f'server must be "local" or "openai:<model>", got {name!r:.80}')
-    return name
-
-
-def prompts(longest: int = 10**6) -> pd.DataFrame:
-    """The artifact's own prompts of up to so many tokens, with a column `built`: as the model reads them.
-
-    InputError if all are longer.
-    """
-    table = traces.table("prompts")
-    table = table[table["tokens"] <= longest].reset_index(drop=True)
-    if table.empty:
-        raise InputError(
-            f"no prompt has up to {longest} tokens; the shortest has {traces.table('prompts').tokens.min()}"
-        )
-    return table.assign(built=[model.build(text) for text in table["prompt"]])
 
 
 def cost_model(service: traces.Service, constraint: Constraint, dearer: float = 2.0) -> CostModel:

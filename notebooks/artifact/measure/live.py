@@ -20,18 +20,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from artifact.analysis.scenario import (
-    CONTEXT,
-    behind_last_hop,
-    cost_model,
-    ends,
-    is_server,
-    output_lengths,
-    plans,
-    prompts,
-)
+from artifact.analysis.scenario import behind_last_hop, cost_model, output_lengths, plans
 from artifact.data import traces
 from artifact.measure.answers import Tables, decode_rate, device_profile, outcome, run_beside, seen, timed_answer
+from artifact.measure.ends import CONTEXT, ends, is_server, prompts
 from artifact.measure.network_delay import LastHop
 from disco_core import checks
 from disco_core.cost import Constraint, End

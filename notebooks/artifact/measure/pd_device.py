@@ -24,9 +24,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from artifact.analysis.scenario import CONTEXT, cost_model, ends, output_lengths
+from artifact.analysis.scenario import cost_model, output_lengths
 from artifact.data import model, traces
 from artifact.measure.answers import Tables, decode_rate, device_profile, outcome, run_beside, seen, timed_answer
+from artifact.measure.ends import CONTEXT, ends
 from artifact.measure.network_delay import LastHop
 from disco_core import checks
 from disco_core.cost import Constraint

@@ -25,10 +25,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from artifact.analysis.quality import ALONE, KEYS
-from artifact.analysis.scenario import CONTEXT, ends, prompts
 from artifact.data import model
 from artifact.measure import judge
 from artifact.measure.answers import Tables, run_beside
+from artifact.measure.ends import CONTEXT, ends, prompts
 from artifact.measure.live import spread
 from disco_core import checks
 from disco_core.cost import End
