@@ -206,6 +206,24 @@ def plan_server_constrained(prompt_tokens: "ArrayLike | LengthDistribution", bud
     )
 
 
+def plan_disco(
+    constraint: Constraint,
+    prompt_tokens: "ArrayLike | LengthDistribution",
+    ttft: TTFTDistribution,
+    budget: float,  # b
+    *,
+    tail: float = 0.05,  # alpha
+) -> DispatchPlan:
+    """DiSCo: `plan_device_constrained` where the device is the scarce end, else `plan_server_constrained`.
+
+    DiSCo-S uses neither F nor the tail; both are checked all the same.
+    """
+    checks.kind(ttft, TTFTDistribution, "ttft"), checks.fraction(tail, "tail")
+    if checks.kind(constraint, Constraint, "constraint") is Constraint.DEVICE:
+        return plan_device_constrained(prompt_tokens, ttft, budget, tail)
+    return plan_server_constrained(prompt_tokens, budget)
+
+
 def _mix(ttft: TTFTDistribution, share: float) -> tuple[tuple[float, float], float]:
     """Two neighbouring waits and the probability of the shorter, so that the device starts with `share`."""
     at = int(np.searchsorted(ttft.cumulative, 1.0 - share, side="left"))

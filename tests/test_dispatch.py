@@ -85,6 +85,35 @@ def test_disco_s_is_the_largest_share_a_threshold_can_spend(seen, b):
     assert np.all(ends[dc.End.DEVICE] == 0.0)
 
 
+@given(lengths, distributions, budgets, budgets)
+def test_disco_is_the_plan_of_the_scarce_end(seen, ttft, b, tail):
+    expected = {
+        dc.Constraint.DEVICE: dc.plan_device_constrained(seen, ttft, b, tail),
+        dc.Constraint.SERVER: dc.plan_server_constrained(seen, b),
+    }
+    for constraint, one in expected.items():
+        plan = dc.plan_disco(constraint, seen, ttft, b, tail=tail)
+        assert (plan.name, plan.constraint, plan.budget) == (one.name, constraint, b)
+        for array in ("prompt_tokens", "delays_s", "probability"):
+            assert np.array_equal(getattr(plan, array), getattr(one, array))
+
+
+@pytest.mark.parametrize("constraint", dc.Constraint)
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"constraint": "device"}, "constraint"),
+        ({"ttft": [0.3]}, "ttft"),
+        ({"tail": 1.5}, "tail"),
+        ({"budget": -0.1}, "budget"),
+    ],
+)
+def test_disco_refuses_what_either_plan_would(constraint, change, says):
+    asked = {"constraint": constraint, "prompt_tokens": [3], "ttft": dc.TTFTDistribution([0.3]), "budget": 0.5}
+    with pytest.raises(dc.InputError, match=says):
+        dc.plan_disco(**asked | change)
+
+
 @given(plans(), lengths, devices, distributions)
 def test_draws_agree_with_expected_shares(plan, asked, device, ttft):
     """Draws and the closed form come from different code: count started prompts on many draws of few lengths."""

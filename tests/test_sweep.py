@@ -55,7 +55,6 @@ def test_rows_are_those_of_a_plain_loop_whatever_finishes_first(kept):
     cells = [{"b": b, "seed": seed} for b, seed in zip(np.linspace(0, 1, 6), seeds, strict=True)]
     plain = pd.DataFrame([row for one in cells for row in cell(**one)])
     pd.testing.assert_frame_equal(sweep(cell, cells), plain, check_exact=True)
-    assert not list(kept.glob("*"))
 
 
 @settings(max_examples=30)
@@ -104,8 +103,24 @@ def test_a_cell_that_fails_is_named_and_the_others_are_kept(tmp_path, kept):
     path.write_text(path.read_text() + '\n{"cell": "cut in the mid')
     (tmp_path / "ready").touch()
     assert sweep(cell, cells).squared.tolist() == [0, 1, 4, 9, 16, 25]
-    assert sorted((tmp_path / "calls").read_text().split()) == ["0", "1", "2", "3", "4", "5"]
-    assert not list(kept.glob("*"))
+    assert sweep(cell, [*cells, {"n": 6}]).n.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    assert sorted((tmp_path / "calls").read_text().split()) == ["0", "1", "2", "3", "4", "5", "6"]
+
+
+def test_finished_cells_are_kept_of_the_functions_used_last(kept, monkeypatch):
+    monkeypatch.setattr(module, "KEPT", 2)
+    for k, shift in enumerate([0, 1, 0, 2]):
+        sweep(compiled(SOURCE, shift=shift), [{"n": 1}])
+        for age, path in enumerate(sorted(kept.glob("*"), key=lambda one: one.stat().st_mtime)):
+            os.utime(path, (k + age / 10, k + age / 10))
+    left = {path.name for path in kept.glob("*")}
+    assert left == {module._kept_in(compiled(SOURCE, shift=shift)).name for shift in (0, 2)}
+
+
+def test_kept_cells_rest_on_the_code_and_the_tables_that_a_cell_may_use():
+    names = {str(path.relative_to(ROOT)) for path in module._sources()}
+    assert {"disco_core/simulate.py", "notebooks/artifact/analysis/scenario.py", "data/phones.csv"} <= names
+    assert not [name for name in names if "/measure/" in name or "/publish/" in name or "claims" in name]
 
 
 @pytest.mark.parametrize("damage", [lambda text: text[:-9], lambda text: "\x00" * 40, lambda text: "[]\n3\n{}"])
@@ -188,7 +203,7 @@ def test_after_ctrl_c_another_process_goes_on_from_there(tmp_path, kept):
     script, calls = tmp_path / "script.py", tmp_path / "calls"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(kept.parent), str(calls)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "notebooks")}
     attend = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=attend, env=environment)
     until(lambda: len(lines(kept)) == 3)
@@ -223,13 +238,13 @@ PROMPT = traces.lengths("alpaca", "prompt")
 
 
 def grid():
-    services = {name: traces.service(name) for name in traces.services()[:2]}
+    services = {name: traces.service(name) for name in ("gpt-4o-mini", "deepseek-chat")}
     drawn = traces.replicates(services, 3, np.random.default_rng(0))
     return [cell | {"b": b} for cell in drawn for b in (0.1, 0.5)]
 
 
 def test_replicates_are_each_service_s_own_f_and_then_draws_of_it():
-    services = {name: traces.service(name) for name in traces.services()[:2]}
+    services = {name: traces.service(name) for name in ("gpt-4o-mini", "deepseek-chat")}
     found = list(traces.replicates(services, 2, np.random.default_rng(0)))
     rng = np.random.default_rng(0)
     for cell in found:
@@ -270,7 +285,7 @@ def cluster(tmp_path, monkeypatch):
     """Another process's cluster of two workers, at DASK_SCHEDULER_ADDRESS; a call ends all of it at once."""
     script = tmp_path / "cluster.py"
     script.write_text(CLUSTER)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "notebooks")}
     process = subprocess.Popen(
         [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True, env=environment
     )

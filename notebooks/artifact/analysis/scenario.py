@@ -1,6 +1,9 @@
-"""What live and simulated notebooks share: prices, lengths of answers, and the policies."""
+"""What live and simulated notebooks share: profiles of the ends, prices, lengths of answers, and the policies."""
+
+from functools import cache
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 
 from artifact.data import traces
@@ -8,17 +11,34 @@ from disco_core import checks
 from disco_core.cost import Constraint, CostModel
 from disco_core.dispatch import (
     DispatchPlan,
-    plan_device_constrained,
     plan_device_only,
-    plan_server_constrained,
+    plan_disco,
     plan_server_only,
     plan_stochastic,
 )
 from disco_core.errors import InputError
-from disco_core.latency import TTFTDistribution
+from disco_core.latency import DeviceProfile, ServerProfile, TTFTDistribution
 from disco_core.workload import LengthDistribution
 
 ELECTRICITY = 0.15 / 3.6e6  # $ per J, at $0.15 per kWh
+
+
+def server(ttft: TTFTDistribution) -> ServerProfile:
+    """The simulated server that answers with this F."""
+    return ServerProfile(ttft, traces.SERVER_RATE)
+
+
+def device_profile(trials: pd.DataFrame) -> DeviceProfile:
+    """The device that was measured: the line through all first tokens, and the median gap between tokens as its pace.
+
+    trials   a row for each token: prompt_tokens, repeat, token (from 0 in each trial), generated_s
+    InputError for trials of one length, or of one token each.
+    """
+    first = trials[trials["token"] == 0]
+    gap_s = trials.groupby(["prompt_tokens", "repeat"])["generated_s"].diff().median()
+    if not gap_s > 0:
+        raise InputError("trials need several tokens each, generated one after the other, to tell a decode rate")
+    return DeviceProfile.fit(first["prompt_tokens"], first["generated_s"], 1 / gap_s)
 
 
 def cost_model(service: traces.Service, constraint: Constraint, dearer: float = 2.0) -> CostModel:
@@ -27,8 +47,7 @@ def cost_model(service: traces.Service, constraint: Constraint, dearer: float = 
     A scarce server: energy at the price of electricity, $0.15 per kWh. A scarce device: energy so dear that even
     the device's cheaper token costs `dearer` times the server's dearer one.
     """
-    phones = traces.table("phones")
-    prefill_j, decode_j = (float(phones[f"{what}_mj_per_tok"].median()) / 1000 for what in ("prefill", "decode"))
+    prefill_j, decode_j = _phone_energy()
     rate = ELECTRICITY
     if constraint is Constraint.DEVICE:
         times = checks.number(dearer, "dearer", 1.0, above=True)
@@ -39,6 +58,14 @@ def cost_model(service: traces.Service, constraint: Constraint, dearer: float = 
             f"the prices of {service.name} make the {found.constraint.value} scarce whatever energy costs"
         )
     return found
+
+
+@cache
+def _phone_energy() -> tuple[float, float]:
+    # J per token that the median phone reads and writes
+    phones = traces.table("phones")
+    prefill_j, decode_j = (float(phones[f"{what}_mj_per_tok"].median()) / 1000 for what in ("prefill", "decode"))
+    return prefill_j, decode_j
 
 
 def output_lengths(longest: int) -> LengthDistribution:
@@ -63,7 +90,7 @@ def plans(
         "server only": (plan_server_only(), None),
         "device only": (plan_device_only(), None),
         "Stoch-D": (plan_stochastic(budget, Constraint.DEVICE), None),
-        "DiSCo-D": (plan_device_constrained(lengths, ttft, budget), Constraint.DEVICE),
+        "DiSCo-D": (plan_disco(Constraint.DEVICE, lengths, ttft, budget), Constraint.DEVICE),
         "Stoch-S": (plan_stochastic(budget, Constraint.SERVER), None),
-        "DiSCo-S": (plan_server_constrained(lengths, budget), Constraint.SERVER),
+        "DiSCo-S": (plan_disco(Constraint.SERVER, lengths, ttft, budget), Constraint.SERVER),
     }

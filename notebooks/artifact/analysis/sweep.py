@@ -2,7 +2,8 @@
 
 The rows come in the order of the cells, whatever finishes first, and every cell runs on a copy of its own, so that a
 table is the same bytes on any number of threads, workers and machines. What is random in a cell takes its seed from
-the cell. Whatever stops a sweep, the cells it had finished are kept, and the next call goes on from there.
+the cell. Finished cells are kept: the next call goes on from where one was stopped, and the same call computes
+nothing again.
 """
 
 import copyreg
@@ -28,8 +29,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+import disco_core
 from artifact.errors import ArtifactError, SweepError
-from artifact.files import BUILD
+from artifact.files import BUILD, DATA
 from disco_core import checks
 from disco_core.errors import InputError
 
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 ADDRESS = "DASK_SCHEDULER_ADDRESS"  # the name that Dask itself reads
 CONNECT_S = 5.0  # a scheduler that has not answered by then is not there
 PATIENCE_S = 30.0  # a cluster without a worker for so long is not coming back
-_PACKAGE = Path(__file__).resolve().parents[1]
+KEPT = 20  # files of finished cells: more than all notebooks make, in their quick and full size
+_ARTIFACT = Path(__file__).resolve().parents[1]
 
 
 def sweep(
@@ -56,8 +59,9 @@ def sweep(
     threads  of this machine, where there is no cluster. Cells of many calls on small arrays lose by a second one,
              since Python runs one at a time and the two wait for each other.
 
-    Finished cells are kept in build/sweeps/ until all are, under a digest of the function with all it refers to, of
-    this package and of the cell; other packages are taken to stay as they are.
+    Finished cells are kept in build/sweeps/, those of the `KEPT` functions used last, under a digest of the function
+    with all it refers to, of the code and the tables it may use, and of the cell; other packages are taken to stay
+    as they are.
 
     SweepError where a cell fails, the scheduler does not answer, or the cluster goes away; InputError for cells or
     rows of another kind.
@@ -73,8 +77,7 @@ def sweep(
     missing = {key: cell for key, cell in zip(keys, packed, strict=True) if key not in found}
     if missing:
         _run_missing(code, missing, found, path, client, threads)
-    with suppress(OSError):  # kept for nothing
-        path.unlink(missing_ok=True)
+    _prune(path)
     return pd.DataFrame([row for key in keys for row in found[key]])
 
 
@@ -223,9 +226,24 @@ def _result(future: Any, cell: bytes, cluster: Any) -> str:
 
 def _kept_in(function: Callable[..., Any]) -> Path:
     total = hashlib.sha256(_digestible(function) + np.__version__.encode())
-    for path in sorted(_PACKAGE.rglob("*.py")):
+    for path in _sources():
         total.update(path.read_bytes())
     return BUILD / "sweeps" / f"{total.hexdigest()[:16]}.jsonl"
+
+
+def _sources() -> list[Path]:
+    # what a cell may call and read, which is neither what measures nor what publishes
+    core, tables = Path(disco_core.__file__).parent, [path for path in DATA.glob("*.csv") if path.stem != "claims"]
+    folders = core, _ARTIFACT / "analysis", _ARTIFACT / "data"
+    return sorted([*tables, *(path for folder in folders for path in folder.rglob("*.py"))])
+
+
+def _prune(path: Path) -> None:
+    # the file just used is the newest; those of other code or other tables are not asked for again
+    with suppress(OSError):
+        path.touch()
+        for old in sorted(path.parent.glob("*.jsonl"), key=lambda one: -one.stat().st_mtime)[KEPT:]:
+            old.unlink(missing_ok=True)
 
 
 def _keep(path: Path, key: str, rows: str) -> None:

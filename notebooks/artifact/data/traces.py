@@ -1,12 +1,9 @@
 """What the notebooks read: services, prompt and output lengths, arrival patterns, devices, tables.
 
 Everything comes from the committed tables of `data/` (source "tables"), so no network is needed, or from the
-published series themselves (source "public"), fetched when they are first asked for. As a command,
-`python -m artifact.data.traces` fetches all of them.
+published series themselves (source "public"), fetched when they are first asked for.
 """
 
-import argparse
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from artifact.commands import command
-from artifact.data import fetch, tables
+from artifact.data import tables
 from artifact.errors import TraceError
 from artifact.files import DATA
 from disco_core import checks
@@ -27,6 +23,7 @@ from disco_core.workload import LengthDistribution
 LABELS = {"tables": "committed tables", "public": "public series"}
 _KEPT = "taken as parsed (no raw file to fetch)"  # data/README.md says which
 AS_PARSED = f"committed tables, {_KEPT}"
+SERVER_RATE = 50.0  # tokens per second of every simulated server: no trace has its decode rate; TTFT needs none
 BEGAN_S = 4 * 3600 + 21 * 60  # when in its day the one series with hours began
 _MEND = "restore it with `git checkout data` or make it anew with `make data`"
 _COLUMNS = {  # what each table is read for; the last column is never empty
@@ -81,8 +78,14 @@ class Service:
 
 
 def services() -> list[str]:
-    """Names of the services: the paper's four, or their nearest public stand-ins, then the others."""
+    """Names of all services in the order of `data/services.csv`."""
     return [str(name) for name in table("services")["service"]]
+
+
+def paper_services(source: str = "tables") -> dict[str, Service]:
+    """The services that stand for one of the paper's (column `paper_service`), by name."""
+    stands = table("services").dropna(subset="paper_service")["service"]
+    return {str(name): service(str(name), source) for name in stands}
 
 
 def service(name: str, source: str = "tables") -> Service:
@@ -148,7 +151,7 @@ def calls(name: str, source: str = "tables", rng: np.random.Generator | None = N
              quantiles, by hour where they are known, and the rank correlation of neighbours
     InputError for a service without a published order.
     """
-    from artifact.analysis import forecasts  # so that only exhibits with forecasts depend on them
+    from artifact.analysis import forecasts
 
     _check(source, LABELS, "source")
     kept = table("ttft_series").set_index("service")
@@ -300,22 +303,3 @@ def table(name: str, source: str = "tables") -> pd.DataFrame:
 def _check(name: str, allowed: Sequence[str] | dict[str, str], what: str) -> None:
     if name not in allowed:
         raise InputError(f"no {what} {name!r}; there are {', '.join(allowed) or 'none'}")
-
-
-@command("what arrived is kept, run the command again to go on")
-def main(argv: Sequence[str] | None = None) -> int:
-    """Fetch every public trace file; exit 0, 1 with one line for an error, 130 when interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m artifact.data.traces",
-        description=f"Fetch the public trace files into {fetch.CACHE.parent.name}/{fetch.CACHE.name}/. "
-        f"Set {fetch.MIRROR} to take them from a mirror of {fetch.HOME}.",
-    )
-    parser.parse_args(argv)
-    files = fetch.fetch()
-    size = sum(path.stat().st_size for path in files)
-    print(f"{len(files)} trace files, {size / 1e6:.1f} MB, verified")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
