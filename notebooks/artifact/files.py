@@ -1,9 +1,12 @@
 """Where the project's files are, and how one is written: whole or not at all."""
 
+import fcntl
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from artifact.errors import ArtifactError
 from disco_core.errors import InputError
@@ -69,6 +72,30 @@ def write_together(where: Path, files: Mapping[str, bytes]) -> list[Path]:
             f"cannot write {', '.join(files)} in {where}: {text}; free space or choose another folder"
         ) from None
     return [where / name for name in files]
+
+
+def lock(path: Path, busy: str) -> IO[bytes]:
+    """An open file that is locked as long as it stays open; ArtifactError `busy` where another process holds it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise ArtifactError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            return file
+    except OSError:
+        pass
+    file.close()  # locked, or moved away or removed by who held it until now
+    raise ArtifactError(busy)
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """`lock` for the time of a block."""
+    with lock(path, busy):
+        yield
 
 
 def _umask() -> int:

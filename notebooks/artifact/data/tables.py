@@ -4,8 +4,6 @@
 taken as parsed are not made here; `data/README.md` says what stands in each.
 """
 
-import argparse
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,10 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from artifact.commands import command
 from artifact.data.model import build, count_tokens
 from artifact.data.parse import load
-from artifact.files import DATA, write_atomic
+from artifact.files import write_atomic
 
 # Even levels up to 0.95, then finer and finer ones: a committed value is the largest of its step, so the tail,
 # where a step is long in seconds, needs short steps for the table's mean to stay near the samples'.
@@ -257,18 +254,3 @@ def write(out: Path, names: Sequence[str] = tuple(TABLES)) -> list[Path]:
 def csv(table: pd.DataFrame) -> str:
     """A table's one written form: no index, \\n line ends, empty for unknown, at most 8 significant digits."""
     return str(table.to_csv(index=False, lineterminator="\n", float_format="%.8g"))
-
-
-@command("the tables not yet written are as they were")
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; exit 0, 1 with one line for an error of the data, 130 when interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m artifact.data.tables", description=__doc__)
-    parser.add_argument("--out", type=Path, default=DATA, help="folder to write to (default: data/)")
-    arguments = parser.parse_args(argv)
-    for path in write(arguments.out):
-        print(f"{path.name}: {path.stat().st_size / 1e3:.1f} kB")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -123,6 +123,14 @@ def replicates(services: Mapping[str, Service], count: int, rng: np.random.Gener
             yield {"service": name, "replicate": replicate, "ttft": ttft}
 
 
+def streams(seed: int, replicate: int, count: int) -> list[np.random.SeedSequence]:
+    """Seeds of `count` things that a replicate draws on its own, such as its requests; the same for all services.
+
+    Those of replicate 0 are the first that are spawned of the seed itself.
+    """
+    return np.random.SeedSequence([seed, replicate] if replicate else seed).spawn(count)
+
+
 def _hosts(name: str, source: str) -> tuple[dict[str, tuple[int, TTFTDistribution]], str]:
     as_parsed = table("ttft_quantiles_as_parsed")
     if name in set(as_parsed["service"]):

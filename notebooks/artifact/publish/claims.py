@@ -135,12 +135,14 @@ def check(
     stem: str,
     out: str | Path = FIGURES,
     reason: str = "",
+    measured: Any = None,
     table: Path | None = None,
 ) -> Verdict:
     """Decide one claim from our value, or values over the pairs, and write it to `out/<stem>.claims.json`.
 
     `ours` is in the unit of the claim; for a trend it holds signed differences, positive as the paper says.
     Where the claim comes out otherwise the numbers say why; `reason` adds what they cannot.
+    `measured` is the measurement the value rests on, or several: on a disturbed one the claim is NOT TESTED.
     Raises InputError for an unknown id and for empty, NaN or infinite values: those never pass.
     """
     claim, values = _get(id, table), np.asarray(ours, dtype=float).ravel()
@@ -153,6 +155,9 @@ def check(
         _require_testable(claim)
     except ValueError as error:
         raise InputError(f"claim {id}: {error}") from None
+    rests_on = measured if isinstance(measured, list | tuple) else [] if measured is None else [measured]
+    if disturbed := "; ".join(one.disturbed for one in rests_on if one.disturbed):
+        return _record(claim, NOT_TESTED, None, disturbed, stem, out)
     passed, text, why = _test_trend(claim, values) if claim.kind == "trend" else _test_median(claim, values)
     if passed and claim.kind != "trend" and not claim.low <= float(np.median(values)) <= claim.high:
         why = f"within the tolerance of {claim.tolerance:g}, outside the paper's own values"
@@ -262,8 +267,10 @@ def _rounded(value: float) -> float:
     return float(f"{value:.6g}")
 
 
-def verdicts(directory: str | Path = FIGURES, table: Path | None = None) -> dict[str, Verdict]:
-    """The verdict of every claim of the table, from the claims files of a directory.
+def verdicts(
+    directory: str | Path = FIGURES, table: Path | None = None, rest: str | Path | None = None
+) -> dict[str, Verdict]:
+    """The verdict of every claim of the table, from the claims files of a directory, or else of the directory `rest`.
 
     A claim without a file entry is NOT TESTED where that is expected, else MISSING; MISSING is also one that was
     judged by another rule than the table's.
@@ -271,7 +278,7 @@ def verdicts(directory: str | Path = FIGURES, table: Path | None = None) -> dict
     """
     claims = load(table)
     if not (ROOT / directory).is_dir():
-        raise ArtifactError(f"no folder {directory}; run `make reproduce` first")
+        raise ArtifactError(f"no folder {directory}; run `make figures` first")
     found: dict[str, Verdict] = {}
     where: dict[str, str] = {}
     for path in sorted((ROOT / directory).glob("*.claims.json")):
@@ -287,11 +294,14 @@ def verdicts(directory: str | Path = FIGURES, table: Path | None = None) -> dict
             if id not in claims:
                 raise ArtifactError(f"{path.name} judges {id!r}, which the claims table does not list")
             if other := _judged_otherwise(claims[id], entry):
-                told = f"judged by another {other} than data/claims.csv has; run `make reproduce`"
+                told = f"judged by another {other} than data/claims.csv has; run `make figures`"
                 entry = {"verdict": MISSING, "ours": None, "reason": told}
             found[id], where[id] = entry, path.name
+    others = verdicts(rest, table) if rest is not None else {}
     for id, claim in claims.items():
-        if id not in found:
+        if id not in found and id in others:
+            found[id] = others[id]
+        elif id not in found:
             expected_so = claim.expected == NOT_TESTED
             found[id] = {
                 "verdict": NOT_TESTED if expected_so else MISSING,

@@ -1,19 +1,15 @@
 """The claims table as text, as Markdown and in the README: the paper's value, ours, the verdict, and why.
 
-python -m artifact.publish.claims_table figures
+Ours is the reference run's; beside it, where it was measured here as well, stands this machine's.
 """
 
-import argparse
 import json
 import re
-import shutil
-import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifact.commands import command
 from artifact.errors import ArtifactError
 from artifact.files import FIGURES, ROOT, write_atomic
 from artifact.publish.claims import DIFFERS, MISSING, NOT_TESTED, PASS, Claim, Verdict, load, verdicts
@@ -37,6 +33,7 @@ class Line:
     exhibit: str
     rule: str
     reason: str
+    here: str = ""  # this machine's value, "same" for a claim that rests on no measurement; "" if none was asked for
 
     @property
     def shown(self) -> str:
@@ -44,13 +41,29 @@ class Line:
         return self.verdict + ("" if self.verdict == self.expected else f" (expected {self.expected})")
 
 
-def lines(directory: str | Path = FIGURES, claims: Path | None = None) -> list[Line]:
-    """Every claim in the table's order. ArtifactError as `claims.verdicts`."""
-    found = verdicts(directory, claims)
-    return [_line(claim, found[id]) for id, claim in load(claims).items()]
+def lines(
+    directory: str | Path = FIGURES,
+    claims: Path | None = None,
+    *,
+    here: str | Path | None = None,
+    rest: str | Path | None = None,
+) -> list[Line]:
+    """Every claim in the table's order.
+
+    here   a folder of verdicts on what this machine measured, whose values are to stand beside
+    rest   where the verdicts are that `directory` has none of
+
+    ArtifactError as `claims.verdicts`.
+    """
+    reference = verdicts(directory, claims, rest)
+    ours = verdicts(here, claims) if here is not None else {}
+    return [
+        _line(claim, reference[id], _here(directory, claim, reference[id], ours[id]) if ours else "")
+        for id, claim in load(claims).items()
+    ]
 
 
-def _line(claim: Claim, verdict: Verdict) -> Line:
+def _line(claim: Claim, verdict: Verdict, here: str) -> Line:
     paper = claim.paper or "-"
     if claim.kind != "trend" and claim.tolerance > 0:
         paper += f" ± {claim.tolerance:g}"
@@ -60,13 +73,27 @@ def _line(claim: Claim, verdict: Verdict) -> Line:
         mark=claim.mark,
         statement=claim.statement,
         paper=paper,
-        ours=verdict["ours"]["text"] if verdict["ours"] else "-",
+        ours=_value(verdict),
         verdict=verdict["verdict"],
         expected=claim.expected,
         exhibit=claim.exhibit,
         rule=claim.rule,
         reason=verdict["reason"],
+        here=here,
     )
+
+
+def _here(directory: str | Path, claim: Claim, reference: Verdict, ours: Verdict) -> str:
+    """This machine's value of a claim, with its verdict where that is another than the reference's."""
+    if not _measured(directory, claim.exhibit):
+        return "same" if reference["ours"] else "-"
+    if ours["verdict"] == reference["verdict"]:
+        return _value(ours)
+    return f"{_value(ours)} {ours['verdict']}".removeprefix("- ")
+
+
+def _value(verdict: Verdict) -> str:
+    return str(verdict["ours"]["text"]) if verdict["ours"] else "-"
 
 
 def count(shown: Sequence[Line]) -> str:
@@ -81,12 +108,16 @@ def count(shown: Sequence[Line]) -> str:
 
 def text(shown: Sequence[Line], width: int = 110) -> str:
     """The table for a terminal, its reasons below it."""
-    rows: list[tuple[str, ...]] = [("id", "mark", "claim", "paper", "ours", "verdict")]
-    rows += [(one.id, one.mark, one.statement, one.paper, one.ours, one.shown) for one in shown]
-    fixed = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    last = max(len(row[5]) for row in rows)
-    room = max(width - sum(fixed) - last - 10, 40)
-    widths = [*fixed, room * 42 // 100, room * 22 // 100, room - room * 42 // 100 - room * 22 // 100, last]
+    here = any(one.here for one in shown)
+    head = ("id", "mark", "claim", "paper", *(("reference", "here") if here else ("ours",)), "verdict")
+    rows: list[tuple[str, ...]] = [head]
+    for one in shown:
+        values = (one.ours, one.here) if here else (one.ours,)
+        rows.append((one.id, one.mark, one.statement, one.paper, *values, one.shown))
+    fixed = {at: max(len(row[at]) for row in rows) for at in (0, 1, len(head) - 1)}
+    shares = (0.34, 0.18, 0.24, 0.24) if here else (0.42, 0.22, 0.36)
+    room = max(width - sum(fixed.values()) - 2 * (len(head) - 1), 40)
+    widths = [fixed[0], fixed[1], *(int(room * share) for share in shares), fixed[len(head) - 1]]
     wrapped = [line for row in rows for line in _wrapped(row, widths)]
     wrapped.insert(1, "  ".join("-" * one for one in widths))
     reasons = dict.fromkeys(one.reason for one in shown if one.reason)
@@ -144,31 +175,11 @@ def _measured(directory: str | Path, exhibit: str) -> bool:
         return False
 
 
-@command("nothing was changed")
-def main(argv: list[str] | None = None) -> int:
-    """Print the table of a directory; 1 where a verdict is not the expected one or missing, or its exhibit is."""
-    parser = argparse.ArgumentParser(prog="python -m artifact.publish.claims_table", description=main.__doc__)
-    parser.add_argument("directory", nargs="?", default="figures", help="folder of the claims files")
-    told = "of a run in small: do not fail where too few answers were measured to decide"
-    parser.add_argument("--quick", action="store_true", help=told)
-    parser.add_argument("--readme", action="store_true", help="write the table into README.md as well")
-    options = parser.parse_args(argv)
-    shown = lines(options.directory)
-    print(text(shown, min(max(shutil.get_terminal_size((110, 24)).columns, 80), 160)))
-    if options.readme:
-        write_readme(shown)
-    off = [one for one in shown if one.verdict != one.expected]
-    if options.quick:
-        few = [one for one in off if _tested(one) and _measured(options.directory, one.exhibit)]
-        if few:
-            print(f"In small, too few answers were measured to decide {', '.join(one.id for one in few)}.")
-        off = [one for one in off if one not in few]
-    if missing := lost(options.directory, shown):
-        print(
-            f"No exhibit in {options.directory} is called {', '.join(missing)}: correct data/claims.csv or render it."
-        )
-    return 1 if off or missing else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def failed(directory: str | Path, shown: Sequence[Line]) -> list[str]:
+    """What is wrong with the verdicts of a directory, a line each: unexpected ones, exhibits not there."""
+    off = [one.id for one in shown if one.verdict != one.expected]
+    told = [f"Not the expected verdict: {', '.join(off)}."] if off else []
+    if missing := lost(directory, shown):
+        names = ", ".join(missing)
+        told.append(f"No exhibit in {directory} is called {names}: correct data/claims.csv or render it.")
+    return told

@@ -1,7 +1,7 @@
 """Figures: one style, one colour per policy, and one `save` that writes an exhibit with its provenance.
 
 An exhibit is five files of one stem: .svg .pdf .png, the .csv of its numbers and the .json of where they come
-from; a table is also .md and .tex. All are made before the first is put in place; those of a simulated exhibit are
+from; a table is also .md and .tex. All are made before the first is put in place, and from the same numbers they are
 the same bytes at every run.
 """
 
@@ -98,12 +98,11 @@ def save(
 
     stem        lower-case, starts with the stem of its notebook: `dispatch`, `dispatch_tail`
     numbers     what the figure shows, one row a point; floats are written with 6 significant digits
-    kind        "simulated" or "computed" (from data), the same bytes at every run, or "measured", which names the
-                machine and the day
+    kind        "simulated", "computed" (from data) or "measured", which names the machine and the day
     source      where the numbers come from, such as "committed tables" or "public series"
     parameters  of the notebook
-    data        the files behind it, for the digest; by default every committed table
-    measured    the file of what was measured on this machine
+    data        committed files the numbers come from; by default the tables of `data/`
+    measured    the folder of the measurement, with its manifest
     also        texts of more files of the stem, by suffix
 
     Raises InputError for a bad stem, kind or empty numbers; ArtifactError, with the earlier files whole,
@@ -116,11 +115,10 @@ def save(
         raise InputError(f"kind {kind!r} must be one of {', '.join(get_args(Kind))}")
     if numbers.empty or not caption.strip():
         raise InputError(f"exhibit {stem} needs a caption and at least one row of numbers")
-    found = record(
-        stem, caption=caption, kind=kind, source=source, parameters=parameters, data=data, measured=measured
-    )
-    files = {f"{stem}.{suffix}": content for suffix, content in _rendered(fig).items()}
-    files[f"{stem}.csv"] = numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+    csv = numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+    about: dict[str, Any] = {"caption": caption, "kind": kind, "source": source, "parameters": parameters}
+    found = record(stem, csv, **about, data=data, measured=measured)
+    files = {f"{stem}.{suffix}": content for suffix, content in _rendered(fig).items()} | {f"{stem}.csv": csv}
     files |= {f"{stem}.{suffix}": text.encode() for suffix, text in (also or {}).items()}
     found["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     files[f"{stem}.json"] = (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()

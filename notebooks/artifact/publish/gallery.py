@@ -1,18 +1,12 @@
-"""The gallery: `figures/README.md`, made from the provenance of the exhibits that are there.
+"""The gallery: `figures/README.md`, made from the provenance of the exhibits that are there."""
 
-python -m artifact.publish.gallery figures
-"""
-
-import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
-from artifact.commands import command
 from artifact.errors import ArtifactError
 from artifact.files import FIGURES, ROOT, write_atomic
 from artifact.publish.provenance import Kind, changed
@@ -20,13 +14,13 @@ from artifact.publish.provenance import Kind, changed
 _HEAD = """# Figures
 
 Every exhibit is one stem: the picture as .svg, .pdf and .png, its numbers as .csv (tables also as .md and .tex),
-and as .json where they come from (notebook, parameters, data, a digest of them all). *Simulated* exhibits, and those
-*computed* from data alone, are the same bytes on every run; *measured* ones hold what one machine did, and name it.
+and as .json where they come from (notebook, parameters, data, packages). All of them are the same bytes on every run;
+*measured* ones are rendered from `data/measured/`, hold what one machine did, and name it.
 
-To cite one, take the line below it; CITATION.cff has the entries for the project and the paper. Figures are under
-CC BY 4.0 (LICENSE-figures): use them, and say where they are from.
+To cite one, take the line below it, with the sha256 of its csv; CITATION.cff has the entries for the project and the
+paper. Figures are under CC BY 4.0 (LICENSE-figures): use them, and say where they are from.
 
-This page is written by `make reproduce`.
+This page is written by `make figures`.
 """
 
 
@@ -38,13 +32,15 @@ def exhibits(directory: str | Path = FIGURES) -> list[dict[str, Any]]:
     folder = ROOT / directory
     paths = sorted(path for path in folder.glob("*.json") if not path.name.endswith(".claims.json"))
     if not paths:
-        raise ArtifactError(f"no exhibit in {directory}; run `make reproduce` first")
+        raise ArtifactError(f"no exhibit in {directory}; run `make figures` first")
     return [_read(path) for path in paths]
 
 
 def gallery(directory: str | Path = FIGURES) -> Path:
     """Write `directory/README.md`, one section per exhibit, and return its path. ArtifactError as `exhibits`."""
-    return write_atomic(ROOT / directory / "README.md", "\n".join([_HEAD, *map(_section, exhibits(directory))]))
+    path, text = ROOT / directory / "README.md", "\n".join([_HEAD, *map(_section, exhibits(directory))])
+    same = path.exists() and path.read_text(encoding="utf-8") == text
+    return path if same else write_atomic(path, text)
 
 
 def citation(found: Mapping[str, Any]) -> str:
@@ -93,7 +89,7 @@ def _read(path: Path) -> dict[str, Any]:
         if hashlib.sha256(content).hexdigest() != digest:
             raise ArtifactError(f"{name} is not what was rendered; restore it, or run its notebook again")
     if older := changed(found):
-        raise ArtifactError(f"exhibit {path.stem} is older than {', '.join(older)}; run `make reproduce`")
+        raise ArtifactError(f"exhibit {path.stem} is older than {', '.join(older)}; run `make figures`")
     return found
 
 
@@ -112,16 +108,3 @@ def _provenance(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         pass
     raise ArtifactError(f"{path} is not the provenance of an exhibit; delete it and run its notebook again")
-
-
-@command("the earlier gallery is untouched")
-def main(argv: list[str] | None = None) -> int:
-    """Write the gallery of a directory."""
-    options = argparse.ArgumentParser(prog="python -m artifact.publish.gallery", description=main.__doc__)
-    options.add_argument("directory", nargs="?", default="figures", help="folder of the exhibits")
-    gallery(options.parse_args(argv).directory)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

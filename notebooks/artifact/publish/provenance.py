@@ -1,33 +1,32 @@
-"""Where an exhibit comes from: a digest of its sources, data and parameters, and, if measured, the machine.
+"""Where an exhibit comes from: notebook, parameters, data, package versions and, if measured, whose machine and when.
 
-A simulated exhibit carries no time, commit, machine or path, so that two runs write the same bytes.
+Nothing in it is of the machine that rendered it, so that two machines write the same bytes.
 """
 
 import hashlib
 import json
 import os
-import platform
-import re
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from artifact.data.fetch import REGISTRY
 from artifact.errors import ArtifactError
-from artifact.files import DATA, FIGURES, ROOT
+from artifact.files import DATA, ROOT
 from disco_core.errors import InputError
 
 Kind = Literal["simulated", "computed", "measured"]
-_PACKAGES = ("numpy", "scipy", "pandas", "matplotlib", "seaborn")
-# by the module that is loaded where it is used; seaborn loads the top of statsmodels only to see that it is there
-_WHERE_USED = {"sklearn": "scikit-learn", "statsmodels.tsa": "statsmodels", "sacrebleu": "sacrebleu"}
+# what numbers and pictures are made with
+PACKAGES = (
+    *("numpy", "scipy", "pandas", "scikit-learn", "statsmodels", "sacrebleu"),
+    *("matplotlib", "seaborn", "pillow", "fonttools", "contourpy"),
+)
 
 
 def record(
     stem: str,
+    numbers: bytes,
     *,
     caption: str,
     kind: Kind,
@@ -38,73 +37,44 @@ def record(
 ) -> dict[str, Any]:
     """The provenance of one exhibit, ready for json; its notebook is the one the stem starts with.
 
-    `data` are the files the numbers come from; by default every committed table, and with a public source the list
-    of pinned files. `measured` is the file of what was measured here: the exhibit's date is its day.
+    numbers    the exhibit's csv, by whose sha256 it is cited
+    data       committed files the numbers come from; by default the tables of `data/`, and with a public source the
+               list of pinned files
+    measured   the folder of the measurement: its manifest says on which machine and when
+
+    ArtifactError where a file cannot be read, InputError for parameters that are no plain values.
     """
     notebook = _notebook(stem)
     files = _tables(source) if data is None else [ROOT / one for one in data]
-    files = sorted({*files, *([ROOT / measured] if measured else [])})
-    chosen = {name: _plain(value) for name, value in sorted(parameters.items())}
-    used = [package for module, package in _WHERE_USED.items() if module in sys.modules]
-    found = {
+    found: dict[str, Any] = {
         "stem": stem,
         "kind": kind,
         "caption": caption,
         "source": source,
         "notebook": notebook.relative_to(ROOT).as_posix() if notebook.exists() else None,
-        "parameters": chosen,
-        "data": {_portable(path): _sha256(path) for path in files},
-        "digest": digest(notebook, files, chosen),
-        "packages": {name: metadata.version(name) for name in (*_PACKAGES, *used)},
+        "parameters": {name: _plain(value) for name, value in sorted(parameters.items())},
+        "data": {_portable(path): _sha256(path) for path in sorted(files)},
+        "digest": f"sha256:{hashlib.sha256(numbers).hexdigest()}",
+        "packages": {name: metadata.version(name) for name in PACKAGES},
     }
+    try:
+        json.dumps(found["parameters"])
+    except TypeError as error:
+        raise InputError(f"parameters must be plain values: {error}") from None
     if kind == "measured":
-        found |= {"machine": machine(), "date": _date(ROOT / measured if measured else None)}
+        if measured is None:
+            raise InputError(f"exhibit {stem} is measured, so it needs the folder of its measurement")
+        folder = ROOT / measured
+        manifest = _manifest(folder)
+        found["data"] |= {_portable(folder / name): digest for name, digest in manifest["files"].items()}
+        found |= {"machine": manifest["machine"], "date": manifest["date"]}
     return found
 
 
-def digest(notebook: Path, files: Iterable[Path], parameters: Mapping[str, Any]) -> str:
-    """sha256 over the notebook's code cells and parameters, the loaded modules of this package and the data files.
-
-    Raises ArtifactError, naming the file, where one cannot be read.
-    """
-    total = hashlib.sha256()
-    try:
-        _add(total, "parameters", json.dumps(parameters, sort_keys=True).encode())
-    except TypeError as error:
-        raise InputError(f"parameters must be plain values: {error}") from None
-    if notebook.exists():
-        _add(total, notebook.name, _code(notebook))
-    for path in sorted({*_modules(), *files}):
-        try:
-            _add(total, _portable(path), path.read_bytes())
-        except OSError as error:
-            raise ArtifactError(f"cannot read {path} for the provenance: {error.strerror}") from None
-    return f"sha256:{total.hexdigest()}"
-
-
 def changed(found: Mapping[str, Any]) -> list[str]:
-    """The data files of an exhibit that are not what they were when it was rendered.
-
-    What was measured or fetched may be gone, as it is in a fresh clone; what is committed may not.
-    """
-    paths = {name: ROOT / name for name in found["data"]}
-    here = {name: path for name, path in paths.items() if path.is_file() or path.parent in (DATA, FIGURES)}
-    return [name for name, path in here.items() if not path.is_file() or _sha256(path) != found["data"][name]]
-
-
-def machine() -> dict[str, Any]:
-    """This machine: CPU model, cores this process may use, memory in GiB, system."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (ValueError, OSError, AttributeError):
-        memory = None
-    return {
-        "cpu": _cpu(),
-        "cores": cores,
-        "memory_gib": None if memory is None else round(memory, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-    }
+    """The tables of `data/` that are not what they were when an exhibit was rendered."""
+    tables = {name: ROOT / name for name in found["data"] if (ROOT / name).parent == DATA}
+    return [name for name, path in tables.items() if not path.is_file() or _sha256(path) != found["data"][name]]
 
 
 def _notebook(stem: str) -> Path:
@@ -114,59 +84,24 @@ def _notebook(stem: str) -> Path:
     return next((path for path in paths if path.exists()), paths[-1])
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return {name: found[name] for name in ("machine", "date", "files")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder} has no manifest of a measurement: {error}") from None
+
+
+def _tables(source: str) -> list[Path]:
+    tables = [path for path in DATA.glob("*.csv") if path.name != "claims.csv"]
+    return [*tables, REGISTRY] if "public" in source else tables
+
+
 def _sha256(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         raise ArtifactError(f"cannot read {path} for the provenance: {error.strerror}") from None
-
-
-def _cpu() -> str:
-    try:
-        if sys.platform == "darwin":
-            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        named = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if named:
-            return named[1]
-    except (OSError, subprocess.CalledProcessError):
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _date(measured: Path | None) -> str:
-    # a figure drawn again from an earlier measurement keeps the day of the measurement
-    if measured is None or not measured.exists():
-        return _today()
-    return datetime.fromtimestamp(measured.stat().st_mtime, UTC).date().isoformat()
-
-
-def _today() -> str:
-    return datetime.now(UTC).date().isoformat()
-
-
-def _tables(source: str) -> list[Path]:
-    tables = [path for path in DATA.glob("*.csv") if path.name != "claims.csv"]
-    return [*tables, Path(__file__).with_name("registry.txt")] if "public" in source else tables
-
-
-def _modules() -> list[Path]:
-    ours = [module for name, module in sys.modules.items() if name.split(".")[0] == "disco_core"]
-    return [Path(module.__file__).resolve() for module in ours if module.__file__]
-
-
-def _code(notebook: Path) -> bytes:
-    try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{notebook} is not a readable notebook: {error}") from None
-    return "\n\n".join(sources).encode()
-
-
-def _add(total: "hashlib._Hash", name: str, content: bytes) -> None:
-    total.update(f"{name}\n{len(content)}\n".encode())
-    total.update(content)
 
 
 def _plain(value: Any) -> Any:

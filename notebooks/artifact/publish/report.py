@@ -1,31 +1,25 @@
 """The report: one self-contained page with the claims, every exhibit and how each was made.
 
-python -m artifact.publish.report figures --out build/report.html
-
 Pictures and style are in the page, so it opens without a network, prints, and reads on a phone. What an exhibit shows
 is told by its notebook: the text above the cell that renders it, and what that cell printed where an executed copy is
 at hand.
 """
 
-import argparse
 import base64
 import itertools
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from artifact.commands import command
 from artifact.errors import ArtifactError
 from artifact.files import BUILD, FIGURES, READING_ORDER, ROOT, write_atomic
+from artifact.measure.machine import machine
 from artifact.publish import claims_table
-from artifact.publish.claims import MISSING
 from artifact.publish.gallery import citation, exhibits, origin
-from artifact.publish.provenance import machine
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 _LONGEST_TABLE = 60  # rows; a longer one is shown as its picture
@@ -35,19 +29,21 @@ def report(
     directory: str | Path = FIGURES,
     out: str | Path = BUILD / "report.html",
     executed: str | Path = BUILD / "notebooks",
+    here: str | Path | None = None,
 ) -> Path:
     """Write the report of a directory of exhibits and return its path.
 
     executed    folder of executed notebooks; where one is missing, what it printed is left out
+    here        folder of the verdicts on what this machine measured, shown beside the reference's
 
     Raises ArtifactError where an exhibit has lost a file, is older than its data, or is named by a tested claim but
     was not rendered.
     """
     from jinja2 import Environment
 
-    found, shown = exhibits(directory), claims_table.lines(directory)
+    found, shown = exhibits(directory), claims_table.lines(directory, here=here)
     if missing := claims_table.lost(directory, shown):
-        raise ArtifactError(f"no exhibit in {directory} is called {', '.join(missing)}; run `make reproduce`")
+        raise ArtifactError(f"no exhibit in {directory} is called {', '.join(missing)}; run `make figures`")
     chapters = _chapters(found, ROOT / directory, ROOT / executed)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
@@ -191,22 +187,3 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown (not a git checkout)"
     return commit + ("+" if changed else "")
-
-
-@command("the earlier report is untouched")
-def main(argv: list[str] | None = None) -> int:
-    """Write the report of a directory of exhibits as one self-contained page."""
-    options = argparse.ArgumentParser(prog="python -m artifact.publish.report", description=main.__doc__)
-    options.add_argument("directory", nargs="?", default="figures", help="folder of the exhibits")
-    options.add_argument("--out", default="build/report.html", help="the page (default: build/report.html)")
-    options.add_argument("--executed", default="build/notebooks", help="folder of the executed notebooks")
-    given = options.parse_args(argv)
-    path = report(given.directory, given.out, given.executed)
-    print(f"{path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}: {path.stat().st_size / 2**20:.1f} MB")
-    if open_ := [one.id for one in claims_table.lines(given.directory) if one.verdict == MISSING]:
-        print(f"No verdict: {', '.join(open_)}; `make claims` says why.")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

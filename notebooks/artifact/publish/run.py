@@ -1,32 +1,37 @@
 """Run one notebook with Papermill: known parameters only, and an executed copy that is whole or absent.
 
-    python -m artifact.publish.run dispatch --set requests=1000
+    python -m artifact run dispatch --set requests=1000
 
 Papermill merely warns about a parameter the notebook does not have; here that is an error, because a misspelt
-name would render the default under another label.
+name would render the default under another label. The parameters cell is read here too: Papermill's own reader
+gives up at a default with a `=` in it and at a type such as `str | None`.
 """
 
-import argparse
 import ast
 import contextlib
 import difflib
+import logging
 import os
 import re
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+import time
+import tokenize
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from artifact.commands import command
 from artifact.errors import ArtifactError
-from artifact.files import BUILD, ROOT
-from artifact.publish import progress
+from artifact.files import BUILD, ROOT, locked
 from disco_core.errors import InputError
 
 NOTEBOOKS = ROOT / "notebooks"
 _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_ELSEWHERE = ("out", "measurements")  # parameters that no notebook takes longer for
+_TYPE = r"(?:None|[a-z]\w*)"
+_LOG_S = 60.0  # in a log, a bar is shown this often
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,10 @@ class Parameter:
 
     def value(self, given: Any) -> Any:
         """The value as the declared type; text is read as that type, anything else must already be it."""
-        try:
-            return _READERS.get(self.type, _read_literal)(given)
-        except (ValueError, TypeError, SyntaxError):
-            raise InputError(f"parameter {self.name} takes a value of type {self.type}, not {given!r}") from None
+        for one in self.type.replace(" ", "").split("|"):
+            with contextlib.suppress(ValueError, TypeError, SyntaxError):
+                return _READERS.get(one, _read_literal)(given)
+        raise InputError(f"parameter {self.name} takes a value of type {self.type}, not {given!r}")
 
 
 def find(notebook: str | Path) -> Path:
@@ -63,14 +68,14 @@ def find(notebook: str | Path) -> Path:
 
 def parameters(notebook: str | Path) -> dict[str, Parameter]:
     """What the notebook's parameters cell declares, in its order; empty if it has no such cell."""
-    import papermill
-
     path = find(notebook)
-    try:
-        found = papermill.inspect_notebook(str(path))
-    except Exception as error:  # nbformat and papermill raise whatever they meet in a file that is no notebook
-        raise ArtifactError(f"{_shown(path)} is not a readable notebook: {_one_line(error)}") from None
-    return {name: _parameter(entry) for name, entry in found.items()}
+    for cell in _book(path).cells:
+        if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", []):
+            try:
+                return {one.name: one for one in _declared(cell.source)}
+            except (SyntaxError, tokenize.TokenError) as error:
+                raise ArtifactError(f"{_shown(path)}: its parameters cell is not Python: {error}") from None
+    return {}
 
 
 def check(notebook: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,11 +90,18 @@ def check(notebook: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: known[name].value(value) for name, value in given.items()}
 
 
+def common(notebook: str | Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the given parameters that the notebook has."""
+    known = parameters(notebook)
+    return {name: value for name, value in given.items() if name in known}
+
+
 def run(notebook: str | Path, out: str | Path = BUILD / "by-hand", /, **given: Any) -> Path:
     """Execute a notebook from the project root and return the path of the executed copy, `out/<stem>.ipynb`.
 
     A copy that failed is kept as `out/<stem>.failed.ipynb`, so that the good one is never a part.
-    Raises InputError for parameters the notebook does not take, ArtifactError where a cell fails.
+    Raises InputError for parameters the notebook does not take, ArtifactError where a cell fails or the same
+    notebook is being run into the same folder.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -98,48 +110,86 @@ def run(notebook: str | Path, out: str | Path = BUILD / "by-hand", /, **given: A
     values = check(source, given)
     done, failed = folder / source.name, folder / f"{source.stem}.failed.ipynb"
     running = folder / f".{source.stem}.running.ipynb"
-    try:
-        _prepare_environment()
-        folder.mkdir(parents=True, exist_ok=True)
-        with progress.shown(source.stem, _code_cells(source), _size(source, values)) as told:
-            papermill.execute_notebook(
-                str(source),
-                str(running),
-                values,
-                kernel_name="python3",
-                cwd=str(ROOT),
-                progress_bar=False,
-                on_cell_start=told.on_cell,
-                config=_kernel_config(),
-                shutdown_kernel="immediate",  # asked politely within a cell, it prints a traceback of its own
-            )
-        os.replace(running, done)
-        failed.unlink(missing_ok=True)
-    except papermill.PapermillExecutionError as error:
-        os.replace(running, failed)
-        raise ArtifactError(_failure(source, error, failed)) from None
-    except DeadKernelError:
-        raise ArtifactError(f"{source.name}: the kernel died; most often the machine is out of memory") from None
-    except OSError as error:
-        raise ArtifactError(f"cannot write {_shown(done)}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            running.unlink()
+    with locked(running, f"{source.stem} is being run into {_shown(folder)} by another command; wait for it"):
+        try:
+            _prepare_environment()
+            with _shown_progress(source) as (bar, kernel):
+                papermill.execute_notebook(
+                    str(source),
+                    str(running),
+                    values,
+                    kernel_name="python3",
+                    cwd=str(ROOT),
+                    progress_bar=bar,
+                    stderr_file=kernel,
+                    config=_kernel_config(),
+                    shutdown_kernel="immediate",  # asked politely within a cell, it prints a traceback of its own
+                )
+            os.replace(running, done)
+            failed.unlink(missing_ok=True)
+        except papermill.PapermillExecutionError as error:
+            os.replace(running, failed)
+            raise ArtifactError(_failure(source, error, failed)) from None
+        except DeadKernelError:
+            raise ArtifactError(f"{source.name}: the kernel died; most often the machine is out of memory") from None
+        except OSError as error:
+            raise ArtifactError(f"cannot write {_shown(done)}: {error.strerror or error}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                running.unlink()
     return done
 
 
-def _code_cells(source: Path) -> int:
-    import nbformat
+class _KernelStderr:
+    """What a kernel writes to stderr as it comes: its lines, and the last state of its progress bars.
 
-    return sum(cell.cell_type == "code" for cell in nbformat.read(source, as_version=4).cells)
+    On a terminal a bar has the line below which nothing is; in a log it is a line a minute.
+    """
+
+    def __init__(self, stem: str) -> None:
+        self.stem, self.terminal = stem, sys.stderr.isatty()
+        self._rest, self._told = "", time.monotonic()
+
+    def write(self, text: str) -> int:
+        """Take the next piece of the kernel's stderr."""
+        *lines, self._rest = (self._rest + text.replace("\x1b[A", "")).split("\n")
+        for line in lines:
+            self._show(line, ended=True)
+        self._show(self._rest, ended=False)
+        return len(text)
+
+    def flush(self) -> None:
+        """Everything is written at once."""
+
+    def _show(self, line: str, *, ended: bool) -> None:
+        now = line.rstrip("\r ").rpartition("\r")[2].strip()
+        if re.search(r"\d%\|", now):
+            self._bar(now)
+        elif now and ended:
+            self._line(now)
+
+    def _bar(self, now: str) -> None:
+        columns = shutil.get_terminal_size().columns - 1
+        if self.terminal:
+            print(f"\r{f'{self.stem}: {now}'[:columns]}\x1b[K", end="", file=sys.stderr, flush=True)
+        elif time.monotonic() - self._told > _LOG_S:
+            self._told = time.monotonic()
+            self._line(now)
+
+    def _line(self, text: str) -> None:
+        start = "\r\x1b[K" if self.terminal else ""
+        print(f"{start}{self.stem}: {text}", file=sys.stderr, flush=True)
 
 
-def _size(source: Path, values: Mapping[str, Any]) -> str:
-    """A notebook, its size and what else it is not given by default, such as `dispatch quick=True`."""
-    usual = {name: one.default.strip("'\"") for name, one in parameters(source).items()}
-    told = {k: v for k, v in sorted(values.items()) if k == "quick" or str(v) != usual[k]}
-    said = [f"{k}={v}" for k, v in told.items() if k not in _ELSEWHERE]
-    return " ".join([source.stem, *said])
+@contextmanager
+def _shown_progress(source: Path) -> Iterator[tuple[Any, _KernelStderr]]:
+    """Papermill's bar, and where the kernel's stderr goes; a line at the start (of a log) and one at the end."""
+    kernel, began = _KernelStderr(source.stem), time.monotonic()
+    bar = {"desc": source.stem, "leave": False, "dynamic_ncols": True, "disable": not kernel.terminal}
+    if not kernel.terminal:
+        print(f"{source.stem}: started", file=sys.stderr, flush=True)
+    yield bar, kernel
+    kernel._line(f"done in {time.monotonic() - began:.0f} s")
 
 
 def _prepare_environment() -> None:
@@ -149,6 +199,7 @@ def _prepare_environment() -> None:
     (BUILD / "ipython").mkdir(parents=True, exist_ok=True)  # without its parent, IPython warns and goes elsewhere
     os.environ["IPYTHONDIR"] = str(BUILD / "ipython")
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it warns of parameters that only its reader misses
 
 
 def _kernel_config() -> Any:
@@ -166,16 +217,31 @@ def _failure(source: Path, error: Any, copy: Path) -> str:
     return f"{source.name}: {problem}\n  in the cell `{first}`; the run so far is in {_shown(copy)}"
 
 
-def _parameter(entry: Mapping[str, Any]) -> Parameter:
-    help_text = str(entry["help"]).strip()
-    declared = str(entry["inferred_type_name"])
-    if declared == "None":  # no annotation: the comment starts with the type, or the default shows it
-        words = re.match(r"([a-z]\w*)\s*:\s*(.*)", help_text)
-        if words:
-            declared, help_text = words.groups()
-        else:
-            declared = type(_read_literal(str(entry["default"]))).__name__
-    return Parameter(str(entry["name"]), declared, str(entry["default"]), help_text)
+def _book(path: Path) -> Any:
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # nbformat raises whatever it meets in a file that is no notebook
+        raise ArtifactError(f"{_shown(path)} is not a readable notebook: {_one_line(error)}") from None
+
+
+def _declared(source: str) -> Iterator[Parameter]:
+    """The parameters of a cell: `name = default` or `name: type = default`, the comment with `type: meaning`."""
+    tokens = tokenize.generate_tokens(StringIO(source).readline)
+    comments = {one.start[0]: one.string.lstrip("# ") for one in tokens if one.type == tokenize.COMMENT}
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        if not isinstance(targets[0], ast.Name) or value is None:
+            continue
+        meaning, kind = comments.get(node.end_lineno or node.lineno, "").strip(), ""
+        if isinstance(node, ast.AnnAssign):
+            kind = ast.unparse(node.annotation).strip("'\"")
+        if said := re.match(rf"(?:type:\s*)?({_TYPE}(?:\s*\|\s*{_TYPE})*)\s*:\s*(.*)", meaning):
+            kind, meaning = kind or said[1], said[2]
+        default = ast.unparse(value) if value.lineno != value.end_lineno else ast.get_source_segment(source, value)
+        yield Parameter(targets[0].id, kind or type(_read_literal(default)).__name__, default or "", meaning)
 
 
 def _read_literal(given: Any) -> Any:
@@ -215,7 +281,13 @@ def _read_sequence(given: Any) -> list[Any]:
     return list(value)
 
 
+def _read_none(given: Any) -> None:
+    if given not in (None, "None"):
+        raise ValueError(given)
+
+
 _READERS: dict[str, Callable[[Any], Any]] = {
+    "None": _read_none,
     "bool": _read_bool,
     "int": _read_int,
     "float": _read_float,
@@ -233,52 +305,12 @@ def _shown(path: Path) -> Path:
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
-def _pairs(texts: list[str]) -> dict[str, str]:
-    pairs = {}
+def pairs(texts: Sequence[str], option: str = "--set") -> dict[str, str]:
+    """`name=value` texts as a dict; InputError for one without a name or a `=`."""
+    found = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise InputError(f"--set takes name=value, not {text!r}")
-        pairs[name] = value
-    return pairs
-
-
-def _options() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(
-        prog="python -m artifact.publish.run",
-        description="Run a notebook of this project, from the project's root, and keep the executed copy.",
-        epilog="example: python -m artifact.publish.run dispatch --set quick=true out=build/try",
-    )
-    options.add_argument("notebook", help="a stem such as dispatch, or the path of a notebook")
-    options.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME=VALUE",
-        help="parameters of the notebook",
-    )
-    options.add_argument(
-        "--out",
-        default=BUILD / "by-hand",
-        type=Path,
-        help="folder of the executed copy (default: build/by-hand)",
-    )
-    options.add_argument("--params", action="store_true", help="list the notebook's parameters and stop")
-    return options
-
-
-@command("run the notebook again; what its sweeps had finished is kept")
-def main(argv: list[str] | None = None) -> int:
-    """The command line: 0 if the notebook ran, 1 if it failed, 2 for a wrong parameter, 130 on Ctrl-C."""
-    given = _options().parse_args(argv)
-    if given.params:
-        for parameter in parameters(given.notebook).values():
-            print(f"{parameter.name} = {parameter.default}  # {parameter.type}: {parameter.help}")
-        return 0
-    print(_shown(run(given.notebook, given.out, **_pairs(given.set))))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            raise InputError(f"{option} takes name=value, not {text!r}")
+        found[name] = value
+    return found

@@ -1,0 +1,36 @@
+"""Make what this machine measured the reference that is committed, `data/measured/`."""
+
+from pathlib import Path
+
+from artifact.errors import ArtifactError
+from artifact.files import DATA, ROOT, write_together
+from artifact.measure import store
+
+NAMES = ("device", "live", "pd_device", "quality", "overhead")
+MOST_BYTES = 3 * 10**6
+
+
+def take(measured: str | Path, out: Path = DATA / "measured") -> list[Path]:
+    """Copy the five measurements of a folder; returns where they are now.
+
+    ArtifactError, with nothing copied, where one is missing, not whole, quick or disturbed, or all are over 3 MB.
+    """
+    found = [store.read(measured, name) for name in NAMES]
+    for name, one in zip(NAMES, found, strict=True):
+        if one.disturbed:
+            raise ArtifactError(f"{measured}/{name} is no reference: {one.disturbed}")
+    files = {
+        name: {path: (one.folder / path).read_bytes() for path in (*one.manifest["files"], "manifest.json")}
+        for name, one in zip(NAMES, found, strict=True)
+    }
+    size = sum(len(content) for folder in files.values() for content in folder.values())
+    if size > MOST_BYTES:
+        raise ArtifactError(
+            f"{ROOT / measured} holds {size / 1e6:.1f} MB, a reference at most {MOST_BYTES / 1e6:.0f}"
+        )
+    for name, contents in files.items():
+        for old in (out / name).glob("*"):
+            if old.name not in contents:
+                old.unlink()
+        write_together(out / name, contents)
+    return [out / name for name in NAMES]
