@@ -21,7 +21,6 @@ SUB := $(MAKE) --no-print-directory
 CODE := $(wildcard disco_core/*.py disco_core/*/*.py disco_core/*/*/*.py notebooks/artifact/*.py notebooks/artifact/*/*.py)
 export PYTHONPATH := notebooks
 unexport PYTHONHOME
-.DEFAULT_GOAL := help
 .PHONY: help setup figures reproduce quick reference report claims test lint bench data lab lock clean clean-all \
 	in-figures in-reproduce in-quick in-reference render force
 ifeq ($(filter tables public,$(TRACES)),)
@@ -31,7 +30,7 @@ endif
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 setup: .venv/.setup ## make the environment in .venv (once, about 5 minutes)
-figures: setup ## every exhibit and verdict into figures/, from data/; TRACES=public: from the public series, into build/public/
+figures: setup ## every exhibit and verdict from data/ into figures/; TRACES=public: into build/public/
 reproduce: setup ## hold the same against figures/, measure on this machine, and show its values beside the reference's
 quick: setup ## every exhibit in small, into build/quick/
 reference: setup ## for maintainers: measure on this machine, and make that data/measured/ and figures/

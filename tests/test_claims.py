@@ -2,9 +2,11 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 
+from artifact.__main__ import main
 from artifact.errors import ArtifactError
 from artifact.publish import claims, claims_table
 from disco_core.errors import InputError
@@ -105,15 +107,15 @@ def test_the_table_shows_what_is_missing_and_what_is_not_as_expected(decide, tab
 def test_the_command_fails_until_every_verdict_is_the_expected_one(decide, table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(claims, "TABLE", table)
     folder = str(tmp_path / "figures")
-    assert claims_table.main([folder]) == 1
+    assert main(["claims", folder]) == 1
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "dispatch.json").write_text("{}")
     for id, ours in (("B1", 30), ("B2", 40), ("L1", 70), ("M1", 1), ("T1", [1] * 6)):
         decide(id, ours)
-    assert claims_table.main([folder]) == 0
+    assert main(["claims", folder]) == 0
     assert "every verdict is the expected one" in capsys.readouterr().out
     claims.not_tested("B1", "a key", stem="dispatch", out=folder, table=table)
-    assert claims_table.main([folder]) == 1
+    assert main(["claims", folder]) == 1
     with pytest.raises(InputError, match="say what is missing"):
         claims.not_tested("T10", " ", stem="dispatch", out=folder, table=table)
 
@@ -122,22 +124,66 @@ def test_an_exhibit_that_nobody_renders_is_told(decide, table, tmp_path, monkeyp
     monkeypatch.setattr(claims, "TABLE", table)
     for id, ours in (("B1", 30), ("B2", 40), ("L1", 70), ("M1", 1), ("T1", [1] * 6)):
         decide(id, ours)
-    assert claims_table.main([str(tmp_path / "figures")]) == 1
+    assert main(["claims", str(tmp_path / "figures")]) == 1
     assert "is called 'dispatch' (B1, B2, L1, M1, T1)" in capsys.readouterr().out
 
 
-def test_in_small_only_what_was_measured_may_come_out_otherwise(decide, table, tmp_path, monkeypatch, capsys):
+def test_in_small_no_verdict_decides(decide, table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(claims, "TABLE", table)
-    folder = tmp_path / "figures"
     for id, ours in (("B1", 30), ("B2", 40), ("L1", 10), ("M1", 1), ("T1", [1] * 6)):
         decide(id, ours)
-    for kind, code in (("simulated", 1), ("measured", 0)):
-        (folder / "dispatch.json").write_text(json.dumps({"kind": kind}))
-        assert claims_table.main([str(folder), "--quick"]) == code
-        assert claims_table.main([str(folder)]) == 1
-    assert "too few answers were measured to decide L1" in capsys.readouterr().out
-    claims.not_tested("B1", "a key", stem="dispatch", out=folder, table=table)
-    assert claims_table.main([str(folder), "--quick"]) == 1
+    assert main(["claims", str(tmp_path / "figures"), "--quick"]) == 0
+    assert "This was the quick size" in capsys.readouterr().out
+    assert main(["claims", str(tmp_path / "figures")]) == 1
+    assert "Not the expected verdict: L1." in capsys.readouterr().out
+
+
+def test_a_claim_on_a_disturbed_measurement_is_not_tested(decide):
+    still, busy = SimpleNamespace(disturbed=""), SimpleNamespace(disturbed="other programs took 1.5 cores")
+    assert decide("L1", 70, measured=still)["verdict"] == "PASS"
+    for measured in (busy, [still, busy]):
+        found = decide("L1", 70, measured=measured)
+        assert (found["verdict"], found["ours"]) == ("NOT TESTED", None)
+        assert found["reason"] == "other programs took 1.5 cores"
+    with pytest.raises(InputError, match="finite"):
+        decide("L1", math.nan, measured=busy)
+
+
+def test_this_machine_s_value_stands_beside_and_decides_nothing(decide, table, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(claims, "TABLE", table)
+    table.write_text(
+        table.read_text().replace(
+            "L1,paper,P,at least,at least,60,5,median,PASS,dispatch",
+            "L1,paper,P,at least,at least,60,5,median,PASS,live",
+        )
+    )
+    reference, here = tmp_path / "figures", tmp_path / "here"
+    for id, ours in (("B1", 30), ("B2", 40), ("L1", 70), ("M1", 1), ("T1", [1] * 6)):
+        decide(id, ours, stem="live" if id == "L1" else "dispatch")
+    for stem, kind in (("dispatch", "simulated"), ("live", "measured")):
+        (reference / f"{stem}.json").write_text(json.dumps({"kind": kind}))
+
+    def beside():
+        return {one.id: one.here for one in claims_table.lines(reference, here=here)}
+
+    claims.check("L1", 10, stem="live", out=here, table=table)
+    assert beside() == {"B1": "same", "B2": "same", "L1": "10 DIFFERS", "M1": "same", "T1": "same", "T10": "-"}
+    assert main(["claims", str(reference), "--here", str(here)]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in text.splitlines()[0].split() if name in ("reference", "here")] == ["reference", "here"]
+    assert "every verdict is the expected one" in text
+    claims.check("L1", 80, stem="live", out=here, table=table)
+    assert beside()["L1"] == "80"
+    busy = SimpleNamespace(disturbed="the machine was busy")
+    claims.check("L1", 80, stem="live", out=here, table=table, measured=busy)
+    assert beside()["L1"] == "NOT TESTED"
+
+
+def test_verdicts_that_a_folder_lacks_are_taken_from_the_rest(decide, table, tmp_path):
+    decide("B1", 30)
+    claims.check("B2", 40, stem="dispatch", out=tmp_path / "here", table=table)
+    found = claims.verdicts(tmp_path / "here", table, rest=tmp_path / "figures")
+    assert [found[id]["verdict"] for id in ("B1", "B2", "L1")] == ["PASS", "DIFFERS", "MISSING"]
 
 
 def test_an_id_in_two_files_or_unknown_to_the_table_is_an_error(decide, table, tmp_path, monkeypatch, capsys):
@@ -146,7 +192,7 @@ def test_an_id_in_two_files_or_unknown_to_the_table_is_an_error(decide, table, t
     decide("B1", 30, stem="traces")
     with pytest.raises(ArtifactError, match=r"B1 .*dispatch\.claims\.json and in traces\.claims\.json"):
         claims_table.lines(tmp_path / "figures")
-    assert claims_table.main([str(tmp_path / "figures")]) == 1
+    assert main(["claims", str(tmp_path / "figures")]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     (tmp_path / "figures" / "traces.claims.json").write_text(
         '[{"id": "X", "verdict": "PASS", "ours": {"text": "1", "median": 1}, "reason": ""}]'
@@ -184,7 +230,7 @@ def test_a_table_that_a_spreadsheet_wrote_is_read(table):
 
 
 def test_a_folder_that_is_not_there_is_told(table, tmp_path):
-    with pytest.raises(ArtifactError, match=r"no folder .*none.*make reproduce"):
+    with pytest.raises(ArtifactError, match=r"no folder .*none.*make figures"):
         claims_table.lines(tmp_path / "none", table)
 
 
@@ -236,7 +282,7 @@ def test_a_bad_row_of_the_table_is_named(tmp_path, row, told):
 
 def test_a_missing_table_is_told_in_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(claims, "TABLE", tmp_path / "none.csv")
-    assert claims_table.main([str(tmp_path)]) == 1
+    assert main(["claims", str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 

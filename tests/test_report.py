@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from artifact.__main__ import main
 from artifact.errors import ArtifactError
 from artifact.files import FIGURES, READING_ORDER, ROOT
 from artifact.publish import claims, claims_table, gallery, report
@@ -52,6 +53,18 @@ def test_every_claim_and_exhibit_is_in_it_with_its_caption_and_parameters(page):
     assert set(chapters) == {Path(one["notebook"]).stem for one in found}
 
 
+def test_this_machine_s_values_stand_beside_the_reference_s(tmp_path):
+    here = tmp_path / "here"
+    claims.check("D9", [1] * 6, stem="endpoints", out=here)
+    text = report.report(out=tmp_path / "report.html", here=here).read_text()
+    (row,) = (one for one in text.split("<tr ")[1:] if one.startswith('id="claim-D9"'))
+    shown = re.findall(r'data-name="(\w+)">(.*?)</td>', row)
+    assert [name for name, _ in shown] == ["paper", "reference", "here"]
+    assert shown[2][1] == "6 of 6 as the paper says, p = 0.016"
+    assert '<td data-name="here">same</td>' in text
+    assert 'data-name="here"' not in report.report(out=tmp_path / "report.html").read_text()
+
+
 def test_every_exhibit_is_told_by_its_notebook():
     source = {path.stem: report._notebook(path) for path in (ROOT / "notebooks").glob("*.ipynb")}
     for one in gallery.exhibits():
@@ -72,7 +85,7 @@ def test_an_exhibit_that_a_claim_names_must_be_there(folder, capsys):
         path.unlink()
     with pytest.raises(ArtifactError, match=r"'dispatch_d4' \(D4\)"):
         report.report(folder, folder / "report.html", folder)
-    assert report.main([str(folder), "--out", str(folder / "report.html")]) == 1
+    assert main(["report", str(folder), "--out", str(folder / "report.html")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (folder / "report.html").exists()
 
@@ -82,7 +95,7 @@ def test_an_exhibit_older_than_its_data_is_refused(folder):
     found = json.loads(path.read_text())
     found["data"]["data/phones.csv"] = "0" * 64
     path.write_text(json.dumps(found))
-    with pytest.raises(ArtifactError, match=r"dispatch_d4 is older than data/phones\.csv; run `make reproduce`"):
+    with pytest.raises(ArtifactError, match=r"dispatch_d4 is older than data/phones\.csv; run `make figures`"):
         report.report(folder, folder / "report.html", folder)
 
 
@@ -116,7 +129,7 @@ def test_text_of_others_is_text(folder):
 
 def test_the_readme_has_the_verdicts_of_the_committed_exhibits():
     readme = (ROOT / "README.md").read_text()
-    assert claims_table.markdown(claims_table.lines()) in readme, "run make reproduce"
+    assert claims_table.markdown(claims_table.lines()) in readme, "run make figures"
 
 
 def test_the_table_is_written_between_its_marks(tmp_path):

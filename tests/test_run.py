@@ -4,18 +4,23 @@ import ast
 import base64
 import functools
 import json
+import os
+import pty
+import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
 import nbformat
 import pytest
 
+from artifact.__main__ import main
 from artifact.errors import ArtifactError
-from artifact.files import ROOT
-from artifact.publish import progress, run
+from artifact.files import ROOT, lock
+from artifact.publish import run
 from disco_core.errors import InputError
 
 PARAMETERS = """\
@@ -27,15 +32,10 @@ lengths = [1, 2]  # list: prompt lengths
 plain = 4"""
 
 
-@pytest.fixture(autouse=True)
-def build(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "BUILD", tmp_path / "build")
-
-
 @pytest.fixture
 def notebook(tmp_path):
-    def make(*cells, name="try"):
-        first = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    def make(*cells, name="try", declared=PARAMETERS):
+        first = nbformat.v4.new_code_cell(declared, metadata={"tags": ["parameters"]})
         rest = [nbformat.v4.new_code_cell(cell) for cell in cells]
         # a kernel of another name: the runner takes this environment's all the same
         metadata = {"kernelspec": {"name": "nobody", "display_name": "nobody", "language": "python"}}
@@ -85,20 +85,68 @@ def test_a_value_of_the_wrong_type_is_named_with_the_type(notebook, name, value)
 
 
 def test_an_unknown_parameter_lists_the_known_ones(notebook, capsys):
-    assert run.main([str(notebook()), "--set", "bugdet=0.5"]) == 2
+    assert main(["run", str(notebook()), "--set", "bugdet=0.5"]) == 2
     message = capsys.readouterr().err
     assert "no parameter 'bugdet' (did you mean budget?)" in message
     assert "draws (int, requests); quick (bool, the small size)" in message
     assert message.count("\n") == 1
 
 
+HARD = """\
+query = "a=b"  # str: what is asked, as name=value
+page: str | None = None  # str | None: where from; None: from anywhere
+depth = 3  # None|int: levels
+name: str = 'x == y # no comment'  # which
+pair = (
+    1,  # the first
+    2,
+)  # tuple: both"""
+
+
+def test_defaults_with_an_equals_sign_and_types_with_none_are_read(notebook):
+    found = run.parameters(notebook(declared=HARD))
+    assert [(one.name, one.type, one.default, one.help) for one in found.values()] == [
+        ("query", "str", '"a=b"', "what is asked, as name=value"),
+        ("page", "str | None", "None", "where from; None: from anywhere"),
+        ("depth", "None|int", "3", "levels"),
+        ("name", "str", "'x == y # no comment'", "which"),
+        ("pair", "tuple", "(1, 2)", "both"),
+    ]
+    path = notebook(declared=HARD)
+    assert run.check(path, {"page": "None", "depth": "4"}) == {"page": None, "depth": 4}
+    assert run.check(path, {"page": "there", "depth": "None"}) == {"page": "there", "depth": None}
+    with pytest.raises(InputError, match=r"depth takes a value of type None\|int, not 'deep'"):
+        run.check(path, {"depth": "deep"})
+
+
+@pytest.mark.slow
+def test_a_notebook_with_such_parameters_runs_and_says_nothing_of_it(notebook, tmp_path, capfd):
+    executed = run.run(notebook("print(query, page, depth)", declared=HARD), tmp_path / "out", query="c=d", page=None)
+    assert outputs(executed) == "c=d None 3\n"
+    assert re.fullmatch(r"try: started\ntry: done in \d+ s\n", capfd.readouterr().err)
+
+
+def test_a_parameters_cell_that_is_no_python_is_told(notebook, capsys):
+    assert main(["run", str(notebook(declared="x = = 1"))]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_common_parameters_are_left_out_where_a_notebook_has_none(notebook, capsys):
+    given = {"draws": "3", "nowhere": "1", "source": "tables"}
+    assert run.common(notebook(), given) == {"draws": "3"}
+    assert main(["run", str(notebook()), "--common", "draws=many", "nowhere=1"]) == 2
+    assert "parameter draws takes a value of type int" in capsys.readouterr().err
+    assert main(["run", str(notebook()), "--common", "nowhere"]) == 2
+    assert capsys.readouterr().err == "--common takes name=value, not 'nowhere'\n"
+
+
 def test_a_setting_without_a_value_is_refused(notebook, capsys):
-    assert run.main([str(notebook()), "--set", "budget"]) == 2
+    assert main(["run", str(notebook()), "--set", "budget"]) == 2
     assert capsys.readouterr().err == "--set takes name=value, not 'budget'\n"
 
 
 def test_an_unknown_notebook_lists_the_known_ones(capsys):
-    assert run.main(["nowhere"]) == 2
+    assert main(["run", "nowhere"]) == 2
     assert capsys.readouterr().err.startswith("no notebook 'nowhere'; notebooks/ has: ")
 
 
@@ -106,12 +154,12 @@ def test_an_unknown_notebook_lists_the_known_ones(capsys):
 def test_a_file_that_is_no_notebook_is_named(tmp_path, capsys, content):
     path = tmp_path / "broken.ipynb"
     path.write_text(content)
-    assert run.main([str(path), "--out", str(tmp_path)]) == 1
+    assert main(["run", str(path), "--out", str(tmp_path)]) == 1
     assert "broken.ipynb is not a readable notebook" in capsys.readouterr().err
 
 
 def test_params_lists_them_as_the_notebook_does(notebook, capsys):
-    assert run.main([str(notebook()), "--params"]) == 0
+    assert main(["run", str(notebook()), "--params"]) == 0
     assert "draws = 10  # int: requests" in capsys.readouterr().out
 
 
@@ -129,10 +177,10 @@ def test_a_failing_cell_is_told_in_two_lines_and_leaves_the_good_copy(notebook, 
     out = tmp_path / "out"
     out.mkdir()
     (out / "try.ipynb").write_text("the good one")
-    assert run.main([str(notebook("\n1 / 0\nprint()")), "--out", str(out)]) == 1
+    assert main(["run", str(notebook("\n1 / 0\nprint()")), "--out", str(out)]) == 1
     told = capsys.readouterr().err
     assert told.splitlines() == [
-        "try: 2 cells",
+        "try: started",
         "try.ipynb: ZeroDivisionError: division by zero",
         f"  in the cell `1 / 0`; the run so far is in {out / 'try.failed.ipynb'}",
     ]
@@ -150,7 +198,7 @@ def test_a_dead_kernel_is_told_in_one_line(notebook, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_named(notebook, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert run.main([str(notebook("1")), "--out", str(tmp_path / "file" / "out")]) == 1
+    assert main(["run", str(notebook("1")), "--out", str(tmp_path / "file" / "out")]) == 1
     assert "cannot write" in capsys.readouterr().err
 
 
@@ -158,7 +206,7 @@ def test_a_folder_that_cannot_be_written_is_named(notebook, tmp_path, capsys):
 def test_ctrl_c_ends_the_kernel_and_is_told_in_one_line(notebook, tmp_path):
     mark = tmp_path / "kernel"
     path = notebook(f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(120)")
-    command = [sys.executable, "-m", "artifact.publish.run", str(path), "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "artifact", "run", str(path), "--out", str(tmp_path / "out")]
     # a shell's background job ignores Ctrl-C, and so would what the tests start if they run in one
     attend = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=attend)
@@ -166,11 +214,93 @@ def test_ctrl_c_ends_the_kernel_and_is_told_in_one_line(notebook, tmp_path):
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert told.splitlines()[0] == "try: 2 cells"
+    assert told.splitlines()[0] == "try: started"
     assert told.count("\n") == 2
     assert "interrupted" in told
     assert list((tmp_path / "out").iterdir()) == []
     until(lambda: not alive(int(mark.read_text())))
+
+
+@pytest.mark.slow
+def test_two_runs_into_one_folder_are_one_too_many(notebook, tmp_path, capsys):
+    path, out = notebook("1"), tmp_path / "out"
+    with lock(out / ".try.running.ipynb", "busy"):
+        assert main(["run", str(path), "--out", str(out)]) == 1
+        told = capsys.readouterr().err
+        assert told == f"try is being run into {out} by another command; wait for it\n"
+        assert main(["run", str(path), "--out", str(tmp_path / "other")]) == 0
+    assert main(["run", str(path), "--out", str(out)]) == 0
+    assert [one.name for one in out.iterdir()] == ["try.ipynb"]
+
+
+@pytest.mark.slow
+def test_a_path_with_spaces_and_umlauts_is_one(notebook, tmp_path):
+    out = tmp_path / "mit Leerzeichen und Ümläuten"
+    assert run.run(notebook("print('gut')", name="größer als"), out) == out / "größer als.ipynb"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_told_and_leaves_the_good_copy(notebook, tmp_path, capsys, monkeypatch):
+    import papermill.iorw
+
+    def full(*_, **__):
+        with open("/dev/full", "w") as file:
+            file.write("x")
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "try.ipynb").write_text("the good one")
+    monkeypatch.setattr(papermill.iorw.LocalHandler, "write", full)
+    assert main(["run", str(notebook("1")), "--out", str(out)]) == 1
+    assert capsys.readouterr().err.splitlines()[1:] == [f"cannot write {out / 'try.ipynb'}: No space left on device"]
+    assert [one.read_text() for one in out.iterdir()] == ["the good one"]
+
+
+SLOW = """\
+import sys, time
+from tqdm import tqdm
+bar = tqdm(total=4, desc="asked", mininterval=0.1)
+for number in range(4):
+    time.sleep(0.3)
+    bar.update()
+tqdm.write("a word in between", file=sys.stderr)
+bar.close()"""
+
+
+@pytest.mark.slow
+def test_a_log_has_few_lines_and_none_of_a_short_bar(notebook, tmp_path, capfd):
+    run.run(notebook(SLOW), tmp_path / "out")
+    told = capfd.readouterr().err
+    assert re.fullmatch(r"try: started\ntry: a word in between\ntry: done in \d+ s\n", told)
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_how_a_long_cell_moves(notebook, tmp_path):
+    ours, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    command = [sys.executable, "-m", "artifact", "run", str(notebook(SLOW)), "--out", str(tmp_path / "out")]
+    try:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=terminal, stdout=subprocess.DEVNULL)
+        os.close(terminal)
+        told = b""
+        while chunk := read(ours):
+            told += chunk
+        assert process.wait() == 0
+    finally:
+        os.close(ours)
+    shown = told.decode()
+    assert {int(of) for of in re.findall(r"try: asked: +(\d+)%", shown)} >= {25, 50, 75}
+    assert re.search(r"try: +\d+%.*cell", shown)  # Papermill's own bar
+    assert re.search(r"\rtry: a word in between\r?\n|\x1b\[Ktry: a word in between", shown)
+    assert shown.count("\n") == 2
+
+
+def read(terminal):
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # whoever wrote to it is gone
+        return b""
 
 
 def until(condition, seconds=60):
@@ -186,6 +316,43 @@ def alive(pid):
         return status.read_text().split()[2] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("folder", [".", "notebooks"])
+@pytest.mark.slow
+def test_plain_papermill_runs_a_notebook_from_the_root_and_from_notebooks(tmp_path, folder):
+    path = ROOT / "notebooks" / "index.ipynb"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "--no-progress-bar",
+        str(path),
+        str(tmp_path / "x.ipynb"),
+        "-k",
+        "python3",
+    ]
+    subprocess.run(command, cwd=ROOT / folder, env=environment, check=True, capture_output=True)
+
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_from_elsewhere_the_first_cell_says_in_one_line_what_to_do(path, tmp_path, monkeypatch):
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    first = next(cell.source for cell in code if "parameters" not in cell.metadata.get("tags", []))
+    setup = first[: first.index("raise SystemExit")].splitlines()
+    assert setup[:3] == ["import sys", "", setup[2]]
+    assert setup[2].startswith('sys.path.insert(0, "notebooks")')
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", first], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    told = "artifact is not found: start this notebook in the project's root or in notebooks/\n"
+    assert (done.stderr, done.stdout) == (told, "")
 
 
 def test_every_notebook_has_documented_parameters_and_no_outputs():

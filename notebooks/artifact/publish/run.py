@@ -13,7 +13,6 @@ import difflib
 import logging
 import os
 import re
-import shutil
 import sys
 import time
 import tokenize
@@ -48,7 +47,7 @@ class Parameter:
 
     def value(self, given: Any) -> Any:
         """The value as the declared type; text is read as that type, anything else must already be it."""
-        for one in self.type.replace(" ", "").split("|"):
+        for one in sorted(self.type.replace(" ", "").split("|"), key="None".__ne__):
             with contextlib.suppress(ValueError, TypeError, SyntaxError):
                 return _READERS.get(one, _read_literal)(given)
         raise InputError(f"parameter {self.name} takes a value of type {self.type}, not {given!r}")
@@ -169,9 +168,9 @@ class _KernelStderr:
             self._line(now)
 
     def _bar(self, now: str) -> None:
-        columns = shutil.get_terminal_size().columns - 1
         if self.terminal:
-            print(f"\r{f'{self.stem}: {now}'[:columns]}\x1b[K", end="", file=sys.stderr, flush=True)
+            columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+            print(f"\r{f'{self.stem}: {now}'[: columns - 1]}\x1b[K", end="", file=sys.stderr, flush=True)
         elif time.monotonic() - self._told > _LOG_S:
             self._told = time.monotonic()
             self._line(now)
