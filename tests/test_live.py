@@ -2,14 +2,13 @@
 
 import asyncio
 import functools
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -20,10 +19,9 @@ from artifact.analysis import scenario
 from artifact.data import model, traces
 from artifact.errors import ArtifactError
 from artifact.files import ROOT
-from artifact.measure import answers, ends
-from artifact.measure import live as session
-from artifact.measure import sessions as live
-from artifact.measure.pd_device import PDSettings, long_prompts
+from artifact.measure import answers, ends, live, pd_device
+from artifact.measure.pd_device import long_prompts
+from tests.helpers.measuring import a_run
 
 
 @pytest.mark.parametrize(
@@ -40,38 +38,44 @@ from artifact.measure.pd_device import PDSettings, long_prompts
         ({"seed": 1.5}, "seed"),
         ({"prompts": 121, "longest": 1000}, "121 prompts .* 120 have up to longest=1000"),
         ({"seams": 130}, "130 seams"),
-        ({"longest": 15, "prompts": 1, "seams": 1}, "6 rate trials"),
+        ({"longest": 15, "prompts": 1, "raw_prompts": 1, "seams": 1}, "6 rate trials"),
         ({"max_tokens": 500}, "at most 1024"),
     ],
 )
-def test_a_mistyped_setting_is_named(bad, word):
+def test_a_mistyped_setting_is_named(tmp_path, bad, word):
     with pytest.raises(dc.InputError, match=word):
-        session.Settings(**bad)
+        live.measure(a_run(tmp_path, "live", **bad))
 
 
-def test_measurements_of_other_settings_are_not_taken(tmp_path):
-    with pytest.raises(ArtifactError, match="does not hold live measurements"):
-        live.live_measurements(str(tmp_path), session.Settings())
-    (tmp_path / "settings.json").write_text(json.dumps(asdict(session.Settings(budget=0.25))))
-    for name, columns in session.Settings.tables.items():
-        (tmp_path / f"{name}.csv").write_text(",".join(columns) + "\n")
-    with pytest.raises(ArtifactError, match=r"was measured with budget=0\.25"):
-        live.live_measurements(str(tmp_path), session.Settings())
-    path, found = live.live_measurements(str(tmp_path), session.Settings(budget=0.25))
-    assert path == tmp_path / "requests.csv"
-    assert set(found) == set(session.Settings.tables)
+def test_a_random_policy_answers_what_the_end_it_picks_answers_alone(tmp_path, monkeypatch):
+    """Rows of Stoch are those of the end that its draws pick, which are the plan's own."""
+    run = a_run(tmp_path, "live", prompts=40, raw_prompts=1)
+    table = ends.prompts(48)
+    server, device = (SimpleNamespace(name=name, count=model.count_tokens) for name in ("server", "device"))
+    session = live._Session(run, server, device)
 
+    async def record(built, plan, rule, server, n, request):
+        return SimpleNamespace(migrated_at=0, tokens=[], plan=plan)
 
-def test_every_setting_has_a_folder_of_its_own():
-    settings = [
-        session.Settings(),
-        session.Settings().quick(),
-        session.Settings(seed=1),
-        session.Settings(server="openai:a/../b"),
-    ]
-    folders = [live.default_folder(one) for one in settings]
-    assert len(set(folders)) == len(settings)
-    assert all(folder.resolve() == folder for folder in folders)
+    async def rows():
+        profile = dc.DeviceProfile(250.0, 100.0)
+        return [row async for row in session._policies("raw", 40, dc.TTFTDistribution([0.2, 0.9]), profile)]
+
+    session._record = record
+    monkeypatch.setattr(
+        live, "request_row", lambda one: {"asked": one.plan.draw([30], np.random.default_rng(0))[0, 0]}
+    )
+    found = pd.DataFrame(asyncio.run(rows()))
+    assert len(found) == 40 * 6
+    assert set(found.prompt) <= set(table.id)
+    for policy in ("Stoch-D", "Stoch-S"):
+        one = found[found.policy == policy].sort_values("request")
+        plan = scenario.plans([30], dc.TTFTDistribution([0.2, 0.9]), 0.5)[policy][0]
+        for row in one.itertuples():
+            drawn = plan.draw(np.array([row.prompt_tokens]), np.random.default_rng([0, row.request]))[:, 0]
+            assert (row.server_delay_s, row.device_delay_s) == tuple(drawn)
+            assert np.isinf(row.asked) == np.isinf(row.server_delay_s)  # the server was asked, or was not
+        assert 5 < np.isinf(one.server_delay_s).sum() < 35
 
 
 @pytest.mark.parametrize("name", traces.services())
@@ -112,7 +116,7 @@ def test_behind_a_last_hop_the_later_of_the_two_counts():
 @pytest.mark.parametrize("n", [1, 7, 60, 112])
 def test_prompts_that_are_asked_have_lengths_like_all(n):
     lengths = [model.count_tokens(built) for built in ends.prompts(48).built]
-    asked = session.spread(lengths, n)
+    asked = live.spread(lengths, n)
     assert asked == sorted(set(asked))
     assert len(asked) == n
     quartiles = np.quantile(lengths, [0.25, 0.5, 0.75])
@@ -126,9 +130,9 @@ def test_work_runs_also_where_a_loop_is_running():
         return {}
 
     async def notebook():
-        return answers.run_beside(work())
+        return answers.run_in_thread(work())
 
-    assert asyncio.run(notebook()) == answers.run_beside(work()) == {}
+    assert asyncio.run(notebook()) == answers.run_in_thread(work()) == {}
 
 
 def marked(mark):
@@ -150,26 +154,39 @@ def wait_for(condition, seconds=60):
         time.sleep(0.1)
 
 
+MEASURE = """
+import sys
+from artifact.measure import live, store
+from tests.helpers.measuring import defaults
+small = {"calibration": 12, "pairs": 12, "prompts": 3, "raw_prompts": 2, "max_tokens": 12, "seams": 3}
+store.STORED = store.Path(sys.argv[1]) / "stored"
+store.measured("live", defaults("measure_live") | small, live.measure, out=sys.argv[1] + "/live")
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to see what is left running")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda stop: stop.name)
-def test_stopped_in_the_middle_it_leaves_no_server_and_no_file(tmp_path, stop):
+def test_stopped_in_the_middle_it_leaves_no_server_and_keeps_its_pieces(tmp_path, stop):
     mark = os.urandom(16).hex()
-    command = [sys.executable, "-m", "artifact.measure.sessions", "--quick", "--out", str(tmp_path / "live")]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "notebooks")])
     # a shell's background job ignores Ctrl-C, and so would what the tests start if they run in one
     attend = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | {"MARK": mark}, stderr=subprocess.PIPE, text=True, preexec_fn=attend
+        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        env=os.environ | {"MARK": mark, "PYTHONPATH": path},
+        stderr=subprocess.DEVNULL,
+        preexec_fn=attend,
     )
     wait_for(lambda: any("local_server" in line for line in marked(mark.encode())))
-    time.sleep(3)  # into the answers
+    wait_for(lambda: any((tmp_path / "stored").glob("*/pieces.jsonl")))
+    time.sleep(2)  # into the pairs
     process.send_signal(stop)
-    _, told = process.communicate(timeout=60)
+    process.wait(timeout=60)
     wait_for(lambda: not marked(mark.encode()))
     assert not (tmp_path / "live").exists()
-    if stop == signal.SIGINT:
-        assert process.returncode == 130
-        assert told == "interrupted; no measurement was kept\n"
+    (journal,) = (tmp_path / "stored").glob("*/pieces.jsonl")
+    assert len(journal.read_text().splitlines()) > 3
 
 
 @pytest.mark.parametrize(
@@ -185,9 +202,9 @@ def test_stopped_in_the_middle_it_leaves_no_server_and_no_file(tmp_path, stop):
         ({"seed": -1}, "seed"),
     ],
 )
-def test_a_mistyped_setting_of_pd_device_is_named(bad, word):
+def test_a_mistyped_setting_of_pd_device_is_named(tmp_path, bad, word):
     with pytest.raises(dc.InputError, match=word):
-        PDSettings(**bad)
+        pd_device.measure(a_run(tmp_path, "pd_device", **bad))
 
 
 def test_a_long_prompt_is_as_long_as_asked_for_and_ends_with_its_question():
@@ -196,11 +213,6 @@ def test_a_long_prompt_is_as_long_as_asked_for_and_ends_with_its_question():
         assert wanted <= model.count_tokens(text) <= wanted + 128
         assert [stays for _, stays in pieces] == [True, False, True]
         assert text == model.build(text.removeprefix("<|im_start|>user\n").split("<|im_end|>")[0])
-
-
-def test_pd_device_has_no_other_server(tmp_path, capsys):
-    assert live.main(["pd", "--server", "openai:x", "--out", str(tmp_path / "pd")]) == 2
-    assert "for live only" in capsys.readouterr().err
 
 
 def test_a_device_that_longer_prompts_take_no_longer_is_told_as_a_disturbed_measurement():

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from artifact.errors import ArtifactError
+from artifact.measure.store import Tables
 from disco_core.cost import End
 from disco_core.delivery import quality_of_experience, time_between_tokens
 from disco_core.endpoints.base import Endpoint, Prefix, Token
@@ -17,11 +18,10 @@ from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile
 from disco_core.record import Record, StreamedToken
 
-Tables = dict[str, pd.DataFrame]
 CHARGES = ["server_prefill", "server_decode", "device_prefill", "device_decode"]  # a ledger's order
 
 
-def run_beside(work: Coroutine[Any, Any, Tables]) -> Tables:
+def run_in_thread(work: Coroutine[Any, Any, Tables]) -> Tables:
     """The result of the work, also in a notebook, whose own event loop is running: then in a thread beside it."""
     try:
         asyncio.get_running_loop()
@@ -42,7 +42,7 @@ def run_beside(work: Coroutine[Any, Any, Tables]) -> Tables:
             raise
 
 
-def outcome(record: Record) -> dict[str, Any]:
+def request_row(record: Record) -> dict[str, Any]:
     """An answer in a row: charges, TTFT, hand-over, delays, pace, quality, failures."""
     charges = dict[str, Any]()
     for end in End:
@@ -66,7 +66,7 @@ def outcome(record: Record) -> dict[str, Any]:
     }
 
 
-def seen(token: StreamedToken) -> dict[str, Any]:
+def token_row(token: StreamedToken) -> dict[str, Any]:
     """A token in a row."""
     return {
         "token": token.index,

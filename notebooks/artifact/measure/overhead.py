@@ -5,36 +5,32 @@ all of them; the first call of each, which loads and caches, is not kept. Memory
 beyond its input, as tracemalloc sees it (NumPy reports to it), in a call of its own, since tracing takes time.
 """
 
-import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from artifact.analysis import transcription
 from artifact.data import traces
-from artifact.measure.kept import Kept
+from artifact.measure.store import Run, Tables
 from disco_core import checks
 from disco_core.checks import Floats, Ints
 from disco_core.cost import CostModel
 from disco_core.dispatch import plan_device_constrained, plan_server_constrained
-from disco_core.errors import InputError
 from disco_core.latency import ServerProfile, TTFTDistribution
 from disco_core.migration import MigrationRule
 from disco_core.simulate import simulate
 from disco_core.workload import LengthDistribution, Workload
 
-SIZES = (1_000, 10_000, 100_000, 1_000_000)
 PAPER = 100_000  # samples that the paper's times are for
+TABLES = ("ttft_quantiles", "prompt_tokens", "output_tokens")
 OURS, PLAIN = "disco-core", "transcription"
 BUDGET = 0.3  # b
 CALLS = 200  # decisions timed at a time: one alone is too short for the clock
-COLUMNS = ["work", "by", "n", "repeat", "unit", "value"]
 
 
 class Work(NamedTuple):
@@ -47,29 +43,38 @@ class Work(NamedTuple):
     calls: int = 1
 
 
-def measure_overhead(sizes: Sequence[int] = SIZES, repeats: int = 25, seed: int = 0) -> pd.DataFrame:
-    """Time every work at every size, then take its memory; one row per value.
+def measure(run: Run) -> Tables:
+    """Time every work at each of `sizes`, `repeats` times, then take its memory; `seed` of samples and orders.
 
-    Columns: work, by (disco-core, or transcription), n (samples), repeat, unit, value; unit s: seconds of one call,
-    unit bytes: its peak. Beyond 100,000 samples only every fifth repeat is made. InputError for sizes or repeats
-    below 1.
+    One table, values: work, by (disco-core, or transcription), n (samples), repeat, unit, value; unit s: seconds of
+    one call, unit bytes: its peak. Beyond 100,000 samples only every fifth repeat is made. InputError for sizes or
+    repeats below 1.
     """
-    wanted, count = checks.tokens(sizes, "sizes"), checks.count(repeats, "repeats")
-    rng = np.random.default_rng(seed)
-    every = [work for n in wanted for work in works(int(n), rng)]
+    s = run.settings
+    sizes, repeats = checks.tokens(s.sizes, "sizes"), checks.count(s.repeats, "repeats")
+    rng = np.random.default_rng(s.seed)
+    every = [work for n in sizes for work in works(int(n), rng)]
     for work in every:
         work.run()
-    rows: list[tuple[str, str, int, int, str, float]] = []
-    for repeat in tqdm(range(count), desc="overhead", unit="round", disable=None):
-        for work in (every[k] for k in rng.permutation(len(every))):
-            if work.n > PAPER and repeat % 5:
-                continue
-            start = time.perf_counter()
-            work.run()
-            rows.append((*work[:3], repeat, "s", (time.perf_counter() - start) / work.calls))
-    rows += [(*work[:3], 0, "bytes", _peak(work.run)) for work in every]
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    return table.sort_values(["unit", "n", "work", "by", "repeat"], ignore_index=True)
+    run.expect(repeats + 1, "round")
+    rows = []
+    for repeat in range(repeats):
+        order = rng.permutation(len(every)).tolist()
+        rows += run.piece_now(f"round {repeat}", partial(_round, [every[k] for k in order], repeat))
+    rows += run.piece_now("memory", lambda: [(*work[:3], 0, "bytes", _peak(work.run)) for work in every])
+    table = pd.DataFrame(rows, columns=["work", "by", "n", "repeat", "unit", "value"])
+    return {"values": table.sort_values(["unit", "n", "work", "by", "repeat"], ignore_index=True)}
+
+
+def _round(works: Sequence[Work], repeat: int) -> list[tuple[Any, ...]]:
+    rows = []
+    for work in works:
+        if work.n > PAPER and repeat % 5:
+            continue
+        start = time.perf_counter()
+        work.run()
+        rows.append((*work[:3], repeat, "s", (time.perf_counter() - start) / work.calls))
+    return rows
 
 
 def works(n: int, rng: np.random.Generator) -> list[Work]:
@@ -112,36 +117,3 @@ def _peak(run: Callable[[], object]) -> int:
         return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-
-
-def overhead_measurements(measurements: Path | str = "", *, quick: bool = False) -> tuple[Path, pd.DataFrame]:
-    """Where the measurements are and what they are, as of `measure_overhead`.
-
-    Without a file they are made, in about half a minute (quick: some seconds), and kept in the build folder for the
-    next call. Raises ArtifactError for a file that does not hold measurements.
-    """
-    return KEPT.measurements(measurements, quick=quick)
-
-
-def _make(quick: bool) -> pd.DataFrame:
-    return measure_overhead(SIZES[:3], repeats=5) if quick else measure_overhead()
-
-
-def _check(found: pd.DataFrame) -> None:
-    checks.tokens(found["n"], "n")
-    checks.seconds(found["value"], "value", unit="")
-    if set(found["unit"]) != {"s", "bytes"} or PAPER not in set(found["n"]):
-        raise InputError(f"it needs times and memory, for {PAPER} samples among others")
-
-
-KEPT = Kept("overhead", "times and peaks of planning and deciding on this machine", COLUMNS, _make, _check, "%.9g")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure into a csv, as a command."""
-    does = "Time planning and deciding on this machine, and write every time and the memory taken."
-    return KEPT.main(argv, module="overhead", does=does, small="fewer repeats, at most 100,000 samples: seconds")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

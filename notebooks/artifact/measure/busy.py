@@ -1,0 +1,108 @@
+"""How busy this machine is with other things, which would be in whatever is timed on it.
+
+Three signs are read around every piece of a measurement: the CPU that other processes take, the event loop's lag
+while the piece runs, and the time that a fixed piece of work takes before and after it. The last is compared with its
+own median within the run, so a machine that is slower by a constant factor is not disturbed.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from statistics import median
+
+import psutil
+
+SPARE = 0.25  # cores that others may take of those needed
+MOST_LAG_S = 0.1  # of the event loop
+MOST_SLOWER = 1.5  # times the median time of the fixed piece of work
+WINDOW_S = 1.0  # CPU times come in ticks of 10 ms, so a shorter piece is looked at with what came before it
+_BLOCK = bytes(1 << 22)
+
+
+@dataclass
+class Reading:
+    """What was seen around one piece: cores that others took, the loop's largest lag, seconds of the fixed work."""
+
+    others_cores: float = 0.0
+    lag_s: float = 0.0
+    work_s: float = 0.0
+    disturbed: str = ""
+
+
+@dataclass
+class Monitor:
+    """Reads the signs around pieces that are measured one after the other, of work that needs so many cores."""
+
+    needed: int = 2
+    cores: int = field(default_factory=lambda: psutil.cpu_count() or 1)
+    _times: deque[tuple[float, float]] = field(default_factory=deque, init=False)
+    _work: list[float] = field(default_factory=list, init=False)
+    _lag_s: float = field(default=0.0, init=False)
+
+    @contextmanager
+    def reading(self) -> Iterator[Reading]:
+        """Watch one piece; the reading is complete when the block ends."""
+        found = Reading()
+        if not self._times:
+            self._times.append(others_cpu_s())
+            self._work.append(fixed_work_s())
+        before, self._lag_s = self._work[-1], 0.0
+        started = time.monotonic()
+        yield found
+        self._work.append(fixed_work_s())
+        self._times.append(others_cpu_s())
+        found.others_cores = self._others(started)
+        found.lag_s, found.work_s = self._lag_s, (before + self._work[-1]) / 2
+        found.disturbed = self._judge(found)
+
+    async def watch(self) -> None:
+        """Follow the running event loop's lag until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + 0.01
+            await asyncio.sleep(0.01)
+            self._lag_s = max(self._lag_s, loop.time() - due)
+
+    def _others(self, started: float) -> float:
+        """Cores that others took since the piece started, or over the last WINDOW_S if it was shorter."""
+        at, total = self._times[-1]
+        since = min(started, at - WINDOW_S)
+        while len(self._times) > 2 and self._times[1][0] <= since:
+            self._times.popleft()
+        first, before = self._times[0]
+        return max(0.0, total - before) / max(at - first, 1e-3)
+
+    def _judge(self, found: Reading) -> str:
+        if found.others_cores > max(self.cores - self.needed, 0) + SPARE:
+            return f"other programs took {found.others_cores:.1f} of {self.cores} cores"
+        if found.lag_s > MOST_LAG_S:
+            return f"the event loop was late by {1000 * found.lag_s:.0f} ms"
+        slower = found.work_s / median(self._work)
+        if slower > MOST_SLOWER:
+            return f"a fixed piece of work took {slower:.1f} times as long as in the median"
+        return ""
+
+
+def others_cpu_s() -> tuple[float, float]:
+    """Now, and the CPU seconds that all other processes have taken since the machine started, the host's included."""
+    every = psutil.cpu_times()
+    busy = sum(getattr(every, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+    ours = 0.0
+    this = psutil.Process()
+    for process in [this, *this.children(recursive=True)]:
+        with suppress(psutil.Error):
+            own = process.cpu_times()
+            ours += own.user + own.system
+    return time.monotonic(), busy - ours
+
+
+def fixed_work_s() -> float:
+    """Seconds that the same piece of work takes, some milliseconds on a machine at rest."""
+    start = time.perf_counter()
+    for _ in range(5):
+        hashlib.sha256(_BLOCK).digest()
+    return time.perf_counter() - start
