@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from artifact.errors import ArtifactError
-from artifact.measure import busy, device, live, overhead, store
+from artifact.measure import busy, code, device, live, overhead, store
 from disco_core.errors import InputError
 from tests.helpers.measuring import a_run
 
@@ -138,10 +138,14 @@ def test_a_result_of_which_a_file_is_lost_is_copied_again(take, tmp_path):
     (folder / "numbers.csv").write_text("k\n7\n")
     with pytest.raises(ArtifactError, match=r"numbers\.csv missing or not as measured"):
         store.read(tmp_path / "measured", "numbers")
-    again = Source()
-    take(again)
-    assert again.asked == []
-    assert store.read(tmp_path / "measured", "numbers")["numbers"].k.tolist() == [0, 1, 4]
+    (stored,) = (tmp_path / "stored").glob("numbers-*")
+    for lost in ("", "numbers.csv", "manifest.json"):
+        if lost:
+            (stored / lost).unlink()
+        again = Source()
+        take(again)
+        assert again.asked == []
+        assert store.read(tmp_path / "measured", "numbers")["numbers"].k.tolist() == [0, 1, 4]
 
 
 @pytest.mark.parametrize(
@@ -256,8 +260,8 @@ SPIN = "import time; end = time.monotonic() + 2\nwhile time.monotonic() < end: p
 
 def test_what_other_programs_take_is_seen():
     """A process whose parent has ended is nobody's child here."""
-    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SPIN!r}], start_new_session=True)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    script = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SPIN!r}], start_new_session=True)"
+    subprocess.run([sys.executable, "-c", script], check=True)
     monitor = busy.Monitor(2)
     with monitor.reading() as reading:
         time.sleep(1.5)
@@ -319,9 +323,9 @@ def test_a_late_loop_is_seen():
 
 
 def test_the_hash_is_of_code_not_of_words(tmp_path, monkeypatch):
-    before = store.code_digest(live.measure)
-    assert before == store.code_digest(live.measure)
-    assert store.code_digest(device.measure) != before
+    before = code.code_digest(live.measure)
+    assert before == code.code_digest(live.measure)
+    assert code.code_digest(device.measure) != before
     module = live.__file__
     text = Path(module).read_text()
     other = tmp_path / "live.py"
@@ -332,7 +336,7 @@ def test_the_hash_is_of_code_not_of_words(tmp_path, monkeypatch):
     ):
         other.write_text(changed)
         monkeypatch.setattr(live, "__file__", str(other))
-        assert (store.code_digest(live.measure) == before) is same
+        assert (code.code_digest(live.measure) == before) is same
 
 
 # what cannot be measured

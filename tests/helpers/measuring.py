@@ -5,7 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from artifact.measure.store import Run
+from artifact.measure.pieces import Run
 from artifact.publish.run import parameters
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from artifact.errors import ArtifactError
-from artifact.measure.store import Tables
+from artifact.measure.pieces import Tables
 from disco_core.cost import End
 from disco_core.delivery import quality_of_experience, time_between_tokens
 from disco_core.endpoints.base import Endpoint, Prefix, Token

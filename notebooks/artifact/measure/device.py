@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from artifact.data import model
-from artifact.measure.store import Run, Tables
+from artifact.measure.pieces import Run, Tables
 from disco_core import checks
 from disco_core.errors import InputError
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from artifact.analysis import transcription
 from artifact.data import traces
-from artifact.measure.store import Run, Tables
+from artifact.measure.pieces import Run, Tables
 from disco_core import checks
 from disco_core.checks import Floats, Ints
 from disco_core.cost import CostModel

@@ -28,7 +28,7 @@ from artifact.data import model, traces
 from artifact.measure.answers import decode_rate, device_profile, request_row, run_in_thread, timed_answer, token_row
 from artifact.measure.ends import CONTEXT, ends
 from artifact.measure.network_delay import LastHop
-from artifact.measure.store import Run, Tables
+from artifact.measure.pieces import Run, Tables
 from disco_core import checks
 from disco_core.cost import Constraint
 from disco_core.dispatch import DispatchPlan, plan_device_only, plan_server_constrained, plan_server_only
