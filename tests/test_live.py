@@ -17,7 +17,6 @@ import pytest
 import disco_core as dc
 from artifact.analysis import scenario
 from artifact.data import model, traces
-from artifact.errors import ArtifactError
 from artifact.files import ROOT
 from artifact.measure import answers, ends, live, pd_device
 from artifact.measure.pd_device import long_prompts
@@ -215,8 +214,9 @@ def test_a_long_prompt_is_as_long_as_asked_for_and_ends_with_its_question():
         assert text == model.build(text.removeprefix("<|im_start|>user\n").split("<|im_end|>")[0])
 
 
-def test_a_device_that_longer_prompts_take_no_longer_is_told_as_a_disturbed_measurement():
+def test_a_device_whose_line_noise_hides_has_one_through_the_origin():
     pairs = pd.DataFrame({"prompt_tokens": [20, 90], "device_s": [0.9, 0.4]})
     rates = pd.DataFrame({"end": ["device"], "gap_s": [0.02]})
-    with pytest.raises(ArtifactError, match=r"disturbed.*leave it to itself and run the same command again"):
-        answers.device_profile(pairs, rates)
+    profile = answers.device_profile(pairs, rates)
+    assert (profile.startup, profile.decode_rate) == (0.0, 50.0)
+    assert profile.prefill_rate == pytest.approx((20**2 + 90**2) / (20 * 0.9 + 90 * 0.4))

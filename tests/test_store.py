@@ -14,7 +14,7 @@ import pytest
 
 from artifact.errors import ArtifactError
 from artifact.measure import busy, code, device, live, overhead, store
-from disco_core.errors import InputError
+from disco_core.errors import InputError, StalledError
 from tests.helpers.measuring import a_run
 
 SETTINGS = {"quick": False, "n": 3}
@@ -238,6 +238,24 @@ def test_where_it_stays_busy_nothing_is_repeated_until_it_is_quiet(tmp_path, cap
     assert taken == [0] * 3 + [1] * 3 + [2] * 3 + [3, 4, 5, 6, 6]
     assert capsys.readouterr().err.count("stays busy") == 1
     assert "busy in 5 of 7 pieces of device" in run.disturbed()
+
+
+def test_an_endpoint_that_misses_its_deadline_is_asked_again(tmp_path, capsys):
+    async def work(fails):
+        run = a_run(tmp_path, "device", cores=2)
+        run.monitor, left = Signs(), [StalledError("server", "sent nothing for 10 s")] * fails
+
+        async def take():
+            if left:
+                raise left.pop()
+            return 7
+
+        return await run.piece(f"after {fails}", take)
+
+    assert asyncio.run(work(2)) == 7
+    assert capsys.readouterr().err.count("sent nothing for 10 s; measured again") == 2
+    with pytest.raises(StalledError):
+        asyncio.run(work(3))
 
 
 def test_what_is_no_time_is_not_disturbed(tmp_path):

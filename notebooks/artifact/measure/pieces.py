@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from artifact.errors import ArtifactError
 from artifact.measure.busy import Monitor, Reading
+from disco_core.errors import EndpointError
 
 Tables = dict[str, pd.DataFrame]
 REPEATS = 2  # how often a disturbed piece is measured again
@@ -55,25 +56,31 @@ class Run:
 
         timed   whether its time is what is measured, so that other programs disturb it
         """
-        if key not in self.pieces:
-            for attempt in self._attempts():
-                for _ in range(3):
-                    await asyncio.sleep(0)  # what made the loop late until now is not this piece's
+        for attempt in range(1 + REPEATS):
+            if key in self.pieces:
+                break
+            for _ in range(3):
+                await asyncio.sleep(0)  # what made the loop late until now is not this piece's
+            try:
                 with self.monitor.reading() as reading:
                     rows = await take()
-                reading.disturbed = reading.disturbed if timed else ""
-                if self._accepted(key, attempt, rows, reading):
-                    break
+            except EndpointError as error:  # on a busy machine an endpoint may miss its deadline
+                if attempt == REPEATS:
+                    raise
+                self._say(f"{self.name}, {key}: {error}; measured again")
+                continue
+            reading.disturbed = reading.disturbed if timed else ""
+            self._keep(key, attempt, rows, reading)
         return self.pieces[key]["rows"]
 
     def piece_now(self, key: str, take: Callable[[], Any]) -> Any:
         """`piece` for a plain function."""
-        if key not in self.pieces:
-            for attempt in self._attempts():
-                with self.monitor.reading() as reading:
-                    rows = take()
-                if self._accepted(key, attempt, rows, reading):
-                    break
+        for attempt in range(1 + REPEATS):
+            if key in self.pieces:
+                break
+            with self.monitor.reading() as reading:
+                rows = take()
+            self._keep(key, attempt, rows, reading)
         return self.pieces[key]["rows"]
 
     def close(self) -> None:
@@ -108,37 +115,30 @@ class Run:
             f"the machine was busy in {len(marked)} of {len(self.pieces)} pieces of {self.name}; in one, {marked[0]}"
         )
 
-    def _attempts(self) -> range:
-        patient = self.cores > 0 and self._stayed < PATIENCE
-        return range(1 + REPEATS if patient else 1)
-
-    def _accepted(self, key: str, attempt: int, rows: Any, reading: Reading) -> bool:
-        """Whether the piece is good enough to be kept; if so it is written down."""
-        last = attempt + 1 == len(self._attempts())
+    def _keep(self, key: str, attempt: int, rows: Any, reading: Reading) -> None:
+        """Write a piece down, unless it was disturbed and is worth another try."""
         if not self.cores:
             reading.disturbed = ""
         if reading.disturbed:
-            self._say(f"{self.name}, {key}: {reading.disturbed}; {'marked' if last else 'measured again'}")
-            if not last:
-                return False
+            again = attempt < REPEATS and self._stayed < PATIENCE
+            self._say(f"{self.name}, {key}: {reading.disturbed}; {'measured again' if again else 'marked'}")
+            if again:
+                return
         self._stayed = self._stayed + 1 if reading.disturbed else 0
         if self._stayed == PATIENCE:
             self._say(f"{self.name}: the machine stays busy, so disturbed pieces are marked and not repeated")
         line = json.dumps({"piece": key, "attempt": attempt, "rows": rows, "busy": vars(reading)}, default=plain)
         try:
             with self.journal.open("a", encoding="utf-8") as file:
-                file.write(
-                    "\n" + line
-                )  # begins with its line break, so that a line that was cut ends before the next
+                file.write(f"\n{line}")  # the break comes first, so that a line that was cut ends before the next
         except OSError as error:
             raise ArtifactError(f"cannot write {self.journal}: {error.strerror}") from None
         self.pieces[key] = json.loads(line)
         if self._bar is not None:
             self._bar.update()
-        return True
 
     def _say(self, text: str) -> None:
-        if self._stayed < PATIENCE or "stays busy" in text:
+        if self._stayed <= PATIENCE:
             tqdm.write(text, file=sys.stderr)
 
 
