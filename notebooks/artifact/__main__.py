@@ -39,7 +39,8 @@ def claims(given: Namespace) -> int:
     if given.quick:
         print("This was the quick size: what it says of a claim is a first look, and decides nothing.")
     failed = claims_table.failed(given.folder, shown)
-    print("\n".join(failed))
+    for line in failed:
+        print(line)
     return 1 if failed and not given.quick else 0
 
 
