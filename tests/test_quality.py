@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections import Counter
-from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,18 +17,18 @@ from hypothesis import strategies as st
 import disco_core as dc
 from artifact.analysis import quality
 from artifact.data import model
-from artifact.measure import judge
+from artifact.errors import ArtifactError
+from artifact.measure import judge, store
 from artifact.measure import quality as quality_session
-from artifact.measure import sessions as live
-from artifact.measure.quality import QualitySettings
 from artifact.publish import claims
 from artifact.publish.run import run
 from disco_core.endpoints.base import Token
 from disco_core.endpoints.local_server import LocalServer
 from tests.helpers.loopback import chunk, events, reply, serving
+from tests.helpers.measuring import a_run, defaults
 
 KEY = "sk-a-key-that-must-not-appear"
-SMALL = {"prompts": 3, "max_tokens": 12, "positions": (2, 5), "second": 1}
+SMALL = {"prompts": 3, "max_tokens": 12, "positions": [2, 5], "second": 0}
 few_words = st.lists(st.sampled_from(["sea", "salt", "is", "the", "of"]), max_size=12)
 
 
@@ -78,7 +78,7 @@ def test_a_seam_within_a_word_is_no_repetition():
 
 def answers(rows):
     """Answers of two ends to some prompts, as a session gives them, from texts by (source, prompt, sample)."""
-    return pd.DataFrame(rows, columns=QualitySettings.tables["requests"])
+    return pd.DataFrame(rows, columns=quality_session.REQUESTS)
 
 
 def told(source, target, moved, prompt, sample, before, after):
@@ -99,7 +99,7 @@ def test_an_answer_that_moved_is_held_against_itself_left_alone():
     nats = pd.DataFrame(
         [["device", "server", "ids", "p1", 0, 2, 2.5], ["device", "device", "alone", "p1", 0, 2, 2.0]]
     )
-    nats.columns = QualitySettings.tables["perplexity"]
+    nats.columns = quality_session.PERPLEXITY
     found = quality.compare(answers(HERE), nats)
     one, two = found[found.kind == "migrated"].to_dict("records")
     for column, text in (("chrF", " the sea is salt"), ("chrF_alone", " is salt water")):
@@ -150,18 +150,22 @@ def test_losses_are_positive_where_the_text_is_worse():
 
 
 class Speaker:
-    """An end that counts in words of its own, and remembers what it was given."""
+    """An end that counts in words of its own, and remembers what it was given; it may be gone after some answers."""
 
-    continues, context, temperature = True, None, 0.0
+    continues, context, temperature, reuses = True, None, 0.0, True
 
-    def __init__(self, name, vocabulary, length=9):
-        self.name, self.vocabulary, self.length, self.given = name, vocabulary, length, []
+    def __init__(self, name, vocabulary, length=9, lasts=math.inf):
+        self.name, self.vocabulary, self.length, self.lasts = name, vocabulary, length, lasts
+        self.given, self.begun = [], []
 
     def count(self, prompt):
         return len(prompt)
 
     async def generate(self, prefix):
+        if len(self.given) >= self.lasts:
+            raise dc.RefusedError(self.name, "it is gone")
         self.given.append(prefix)
+        self.begun += [] if self.reuses else [prefix.prompt]
         first = len(prefix.generated)
         for index in range(first, min(self.length, first + prefix.max_tokens)):
             yield Token(index, f" {self.name}{index}-{prefix.seed % 97}", 1000 + index)
@@ -169,18 +173,33 @@ class Speaker:
     async def aclose(self):
         pass
 
+    def close(self):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def session(folder, server, device, judges=(), **changed):
+    """The tables of a session on these ends; what was measured before is in the folder."""
+    taken = a_run(folder, "quality", **SMALL | changed)
+    second = Path("any.gguf") if "second" in changed else None
+    return asyncio.run(quality_session._Session(taken, server, device, second).run(judges))
+
 
 @pytest.fixture
-def spoken():
+def spoken(tmp_path):
     server, device = Speaker("server", "v"), Speaker("device", "v", length=5)
-    session = quality_session._Session(QualitySettings(**SMALL), server, device, None)
-    return asyncio.run(session.run([])), server, device
+    return session(tmp_path, server, device), server, device
 
 
 def test_an_answer_moves_after_the_tokens_it_has_alone(spoken):
     tables, _, _ = spoken
     rows = tables["requests"]
-    assert list(rows) == QualitySettings.tables["requests"]
+    assert list(rows) == quality_session.REQUESTS
     assert not rows.duplicated(["source", "target", "moved", *quality.KEYS[1:]]).any()
     alone, moved = rows[rows.moved == "alone"], rows[rows.moved != "alone"]
     assert (alone.source == alone.target).all()
@@ -217,45 +236,69 @@ def test_what_moves_is_all_that_was_said_and_nothing_else(spoken):
 @pytest.mark.parametrize(
     ("bad", "word"),
     [
-        ({"positions": (8, 8)}, "positions must ascend"),
-        ({"positions": ()}, "positions must ascend"),
-        ({"positions": (8, 60)}, "below max_tokens=60"),
-        ({"positions": (2.5,)}, "a position must be a whole number"),
+        ({"positions": [8, 8]}, "positions must ascend"),
+        ({"positions": []}, "positions must ascend"),
+        ({"positions": [8, 60]}, "below max_tokens=60"),
+        ({"positions": [2.5]}, "a position must be a whole number"),
         ({"positions": 8}, "a list of tokens"),
         ({"prompts": 121}, "121 prompts"),
         ({"longest": 0}, "longest"),
         ({"max_tokens": 900}, "at most 1024"),
         ({"temperature": 0.0}, "temperature"),
-        ({"second": 0}, "second"),
+        ({"second": -1}, "second"),
         ({"judges": "gpt"}, "openai:<model>"),
         ({"judges": "openai:a, openai:a"}, "twice"),
         ({"judges": 3}, "judges"),
         ({"seed": -1}, "seed"),
     ],
 )
-def test_a_mistyped_setting_is_named(bad, word):
+def test_a_mistyped_setting_is_named(tmp_path, bad, word):
     with pytest.raises(dc.InputError, match=word):
-        QualitySettings(**bad)
+        quality_session.measure(a_run(tmp_path, "quality", **bad))
 
 
-def test_settings_come_back_as_they_were():
-    for settings in (QualitySettings(), QualitySettings().quick(), QualitySettings(judges="openai:a,openai:b")):
-        assert QualitySettings(**json.loads(json.dumps(asdict(settings)))) == settings
-    assert live.default_folder(QualitySettings()).name == "quality"
+def test_what_was_interrupted_goes_on_to_the_same_tables(tmp_path, monkeypatch):
+    def told(_llama, asked, few):
+        return [{name: row[name] for name in quality_session.PERPLEXITY[:6]} | {"nats": len(asked)} for row in few]
+
+    async def verdicts(one, pairs):
+        one.given += pairs
+        return [{"judge": one.name, "pair": k, "first": "migrated", "verdict": "tie"} for k in range(len(pairs))]
+
+    monkeypatch.setattr(model, "load", lambda *_, **__: Speaker("", ""))
+    monkeypatch.setattr(quality_session, "_read", told)
+    monkeypatch.setattr(judge, "verdicts", verdicts)
+
+    def go(name, **lasts):
+        """Tables, or nothing where an end is gone; and how often each end was asked."""
+        given = {"server": ("v", 9), "device": ("v", 6), quality_session.SECOND: ("w", 7), "openai:one": ("", 0)}
+        ends = {end: Speaker(end, *said, lasts.get(end, math.inf)) for end, said in given.items()}
+        server, device, second, one = ends.values()
+        monkeypatch.setattr(quality_session, "LlamaCppEndpoint", lambda *_, **__: second)
+        (tmp_path / name).mkdir(exist_ok=True)
+        found = {}
+        with contextlib.suppress(dc.RefusedError):
+            tables = session(tmp_path / name, server, device, [one], second=2)
+            found = {table: rows.to_csv(index=False) for table, rows in tables.items()}
+        return found, [len(end.given) for end in ends.values()]
+
+    whole, asked = go("whole")
+    assert [len(table.splitlines()) for table in whole.values()] == [1 + 48 + 24, 1 + 16, 1 + 12]
+    assert asked == [18, 18 + 8, 4 + 8, 12]
+    assert go("resumed", server=7)[0] == {}
+    interrupted, again = go("resumed", **{quality_session.SECOND: 7})
+    assert (interrupted, again[0]) == ({}, 12)  # one prompt was there
+    resumed, rest = go("resumed")
+    assert resumed == whole
+    assert rest == [0, 4, 6, 12]  # the device only goes on for the second model, with what it once said itself
+    assert go("resumed") == (whole, [0, 0, 0, 0])
 
 
-def test_texts_come_back_as_they_were(tmp_path):
-    texts = ["NA", "", "null", " a\nb", '"quoted", and\ttabbed', "nan", "1", "ł🌱"]
-    rows = [told("device", "device", "alone", "p1", k, text, text[::-1]) for k, text in enumerate(texts)]
-    settings = QualitySettings(**SMALL)
-    (tmp_path / "settings.json").write_text(json.dumps(asdict(settings)))
-    for name, columns in settings.tables.items():
-        table = pd.DataFrame(rows if name == "requests" else [], columns=columns)
-        table.to_csv(tmp_path / f"{name}.csv", index=False, lineterminator="\n")
-    _, found = live.live_measurements(str(tmp_path), settings)
-    assert found["requests"].before.tolist() == texts
-    assert found["requests"].after.tolist() == [text[::-1] for text in texts]
-    assert found["verdicts"].empty
+def test_an_end_goes_on_from_what_it_has_read_of_the_same_prompt_only(spoken):
+    _, *both = spoken
+    for end in both:
+        assert len(end.begun) == SMALL["prompts"] == len(set(end.begun))
+        assert {prefix.prompt for prefix in end.given} == set(end.begun)
 
 
 @pytest.mark.parametrize(
@@ -267,15 +310,19 @@ def test_a_verdict_is_read_strictly(reply, verdict):
     assert judge.read(reply) == verdict
 
 
-def judging(url, says, pairs=3):
-    """What a judge behind a server makes of pairs of (long migrated, short unmigrated) answers."""
+def judging(url, pairs=3):
+    """What judges behind a server make of pairs of (long migrated, short unmigrated) answers."""
 
     async def go():
-        judges = judge.endpoints("openai:one,openai:two", f"{url}/v1")
         asked = [judge.Pair(f"Why, {{k}} {k}?", f"because of {k}, which is long", "because") for k in range(pairs)]
-        return await judge.verdicts(judges, asked)
+        judges = judge.endpoints("openai:one,openai:two", f"{url}/v1")
+        found = []
+        for one in judges:
+            async with one:
+                found += await judge.verdicts(one, asked)
+        return found
 
-    return asyncio.run(go())
+    return pd.DataFrame(asyncio.run(go()))
 
 
 def longer(handler):
@@ -299,7 +346,7 @@ def longer(handler):
 def test_a_judge_sees_every_pair_in_both_orders(monkeypatch, says, expected):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with serving(says) as url:
-        found = judging(url, says)
+        found = judging(url)
     assert Counter(found.verdict) == expected
     assert sorted(zip(found.judge, found.pair, found["first"], strict=True)) == sorted(
         itertools.product(["openai:one", "openai:two"], range(3), ["migrated", "unmigrated"])
@@ -307,17 +354,31 @@ def test_a_judge_sees_every_pair_in_both_orders(monkeypatch, says, expected):
     assert KEY not in found.to_csv()
 
 
-def test_without_a_key_there_is_no_judge_and_nothing_is_measured(monkeypatch):
+def test_without_a_key_there_is_no_judge_and_nothing_is_measured(tmp_path, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr(quality_session, "ends", lambda: pytest.fail("it began to measure"))
+    monkeypatch.setattr(quality_session, "ends", lambda **_: pytest.fail("it began to measure"))
     with pytest.raises(dc.EndpointError, match="no key: set OPENAI_API_KEY"):
-        QualitySettings(judges="openai:one").measure()
+        quality_session.measure(a_run(tmp_path, "quality", judges="openai:one", second=0))
+    with pytest.raises(dc.EndpointError, match="no key: set OPENAI_API_KEY"):
+        judge.server("openai:one")
 
 
-def test_the_second_model_may_be_missing(monkeypatch):
+def test_a_judges_server_is_told_without_its_key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", "https://judges.example/v1")
+    told = {"name": "openai:a, openai:b", "address": "https://judges.example/v1"}
+    assert judge.server("openai:a, openai:b") == told
+    assert judge.server("openai:a", "http://other:1/v1") == {"name": "openai:a", "address": "http://other:1/v1"}
+    assert judge.server("") is None
+
+
+def test_the_second_model_may_be_missing_but_not_where_it_is_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(model, "SECOND_PACKAGE", "a_package_that_nobody_has")
+    monkeypatch.setattr(quality_session, "ends", lambda **_: pytest.fail("it began to measure"))
     with model.second_model() as path:
         assert path is None
+    with pytest.raises(ArtifactError, match="the second model is not installed"):
+        quality_session.measure(a_run(tmp_path, "quality", second=2))
 
 
 @pytest.fixture(scope="session")
@@ -327,19 +388,22 @@ def measured(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, contextlib.ExitStack() as stack:
         local = stack.enter_context(LocalServer(model.smollm2_path(), api_key=KEY))
         patch.setenv("OPENAI_API_KEY", KEY)
-        patch.setattr(live, "BUILD", folder)
+        patch.setattr(store, "STORED", folder / "stored")
         patch.setattr(judge, "REPLY_TOKENS", 8)
-        asked = {"judges": "openai:smollm2", "judge_url": f"{local.url}/v1"}
-        path, found = live.live_measurements("", QualitySettings(**asked).quick())
-    return asked, path.parent, found
+        few = {"quick": False, "prompts": 3, "max_tokens": 32, "positions": [8, 16], "second": 0}
+        asked = defaults("measure_quality") | few | {"judges": "openai:smollm2", "judge_url": f"{local.url}/v1"}
+        del asked["out"]
+        about = {"out": folder / "quality", "server": judge.server(asked["judges"], asked["judge_url"])}
+        store.measured("quality", asked, quality_session.measure, cores=0, tables=quality_session.TABLES, **about)
+    return folder, store.read(folder, "quality")
 
 
 @pytest.mark.slow
 def test_two_real_ends_and_a_judge(measured):
-    _, _, found = measured
+    _, found = measured
     rows = found["requests"]
     moved = rows[rows.moved != "alone"]
-    assert {"device", "server"} <= set(moved.source)
+    assert {"device", "server"} == set(moved.source)
     assert (moved.tokens > moved["at"]).mean() > 0.8
     both = moved.merge(rows[rows.moved == "alone"], on=quality.KEYS, suffixes=("", "_alone"))
     assert (both.before == both.before_alone).all()
@@ -347,17 +411,39 @@ def test_two_real_ends_and_a_judge(measured):
     told = found["verdicts"]
     assert len(told) == 2 * len(told.drop_duplicates(["source", "moved", "prompt"]))
     assert set(told.verdict) <= {"migrated", "unmigrated", "tie", "none"}
+    assert found.manifest["server"]["name"] == "openai:smollm2"
+
+
+@pytest.mark.slow
+def test_answers_do_not_hang_on_what_was_measured_before(measured, tmp_path):
+    folder, found = measured
+    (journal,) = folder.glob("stored/*/pieces.jsonl")
+    lines = [line for line in journal.read_text().splitlines() if '"server, prompt' in line]
+    (tmp_path / "pieces.jsonl").write_text("\n".join(lines[:2]))
+    some = {name: found.settings[name] for name in ("prompts", "max_tokens", "positions", "second")}
+    again = quality_session.measure(a_run(tmp_path, "quality", **some))
+    pd.testing.assert_frame_equal(again["requests"], found["requests"])
 
 
 @pytest.mark.slow
 def test_the_notebook_decides_and_does_not_tell_the_key(measured, tmp_path):
-    asked, folder, _ = measured
-    run("quality", tmp_path, quick=True, out=str(tmp_path), measurements=str(folder), **asked)
+    folder, _ = measured
+    run("quality", tmp_path, out=str(tmp_path), measurements=str(folder))
     found = {one["id"]: one["verdict"] for one in json.loads((tmp_path / "quality.claims.json").read_text())}
     assert found.keys() == {"D10", "D10a", "Q1"}
     assert found["D10"] == claims.NOT_TESTED  # one judge is not three
+    assert claims.NOT_TESTED not in (found["D10a"], found["Q1"])
     shown = pd.read_csv(tmp_path / "quality.csv")
     assert shown.chrF.between(0, 100).all()
     written = [path.read_bytes() for path in [*tmp_path.rglob("*"), *folder.rglob("*")] if path.is_file()]
     assert len(written) > 20
     assert not any(KEY.encode() in content for content in written)
+
+
+@pytest.mark.slow
+def test_the_measuring_notebook_shows_what_it_measured(tmp_path):
+    made = {"prompts": 2, "max_tokens": 12, "positions": [2, 5]}
+    run("measure_quality", tmp_path, out=str(tmp_path / "quality"), **made)
+    found = store.read(tmp_path, "quality")
+    assert set(found["requests"].prompt.value_counts()) <= {2, 4, 8, 12, 16}
+    assert "quick size" in found.disturbed

@@ -5,14 +5,12 @@ verdict; neither replies nor keys are kept.
 """
 
 import asyncio
+import itertools
 import re
 from collections.abc import Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
-
-import pandas as pd
-from tqdm import tqdm
 
 from disco_core.endpoints.base import Endpoint, Prefix
 from disco_core.endpoints.openai import OpenAIEndpoint
@@ -30,7 +28,6 @@ Answer B: {b}
 Reply with one word and nothing else: A, B, or TIE."""
 REPLY_TOKENS = 512  # a verdict is one word, but some models think at the reader's expense before it
 AT_ONCE = 4  # requests at one judge
-COLUMNS = ["judge", "pair", "first", "verdict"]
 MIGRATED, UNMIGRATED, TIE, NONE = "migrated", "unmigrated", "tie", "none"
 
 
@@ -59,6 +56,12 @@ def endpoints(judges: str, url: str = "") -> list[OpenAIEndpoint]:
     return [OpenAIEndpoint(one.removeprefix("openai:"), base_url=url or None, name=one) for one in names(judges)]
 
 
+def server(judges: str, url: str = "") -> dict[str, str] | None:
+    """Name and address of the judges' server, for the manifest; nothing where there are no judges."""
+    found = endpoints(judges, url)
+    return {"name": judges, "address": found[0].base_url} if found else None
+
+
 def read(reply: str) -> str | None:
     """ "A", "B" or "TIE" where a reply is nothing but that; None for anything else.
 
@@ -69,35 +72,26 @@ def read(reply: str) -> str | None:
     return found[1].upper() if found else None
 
 
-async def verdicts(judges: Sequence[Endpoint], pairs: Sequence[Pair]) -> pd.DataFrame:
-    """What each judge says of each pair in both orders: rows of (judge, pair, first, verdict).
+async def verdicts(judge: Endpoint, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """What a judge says of each pair in both orders: rows of (judge, pair, first, verdict).
 
+    pair      its number
     first     which of the two was shown as A
     verdict   "migrated", "unmigrated", "tie"; "none" for a reply that is no verdict, or a request that failed
     """
-    free = {judge.name: asyncio.Semaphore(AT_ONCE) for judge in judges}
-    bar = tqdm(total=2 * len(pairs) * len(judges), desc="judges", unit="verdict", disable=None)
+    free = asyncio.Semaphore(AT_ONCE)
 
-    async def ask(judge: Endpoint, k: int, first: str) -> dict[str, Any]:
+    async def ask(k: int, first: str) -> dict[str, Any]:
         pair, second = pairs[k], UNMIGRATED if first == MIGRATED else MIGRATED
         shown = {MIGRATED: pair.migrated, UNMIGRATED: pair.unmigrated}
-        said = None
-        async with free[judge.name]:
-            prompt = QUESTION.format(words=pair.words, a=shown[first], b=shown[second])
-            try:
+        prompt, said = QUESTION.format(words=pair.words, a=shown[first], b=shown[second]), None
+        # one that fails now and then still judges; how often is counted
+        async with free:
+            with suppress(EndpointError):
                 async with aclosing(judge.generate(Prefix(prompt, (), REPLY_TOKENS))) as tokens:
                     said = read("".join([token.text async for token in tokens]))
-            except EndpointError:  # one that fails now and then still judges; how often is counted
-                pass
-        bar.update()
         verdict = {"A": first, "B": second, "TIE": TIE}.get(said or "", NONE)
         return {"judge": judge.name, "pair": k, "first": first, "verdict": verdict}
 
-    with bar:
-        async with AsyncExitStack() as stack:
-            for judge in judges:
-                if hasattr(judge, "aclose"):
-                    stack.push_async_callback(judge.aclose)
-            asked = [ask(j, k, first) for j in judges for k in range(len(pairs)) for first in (MIGRATED, UNMIGRATED)]
-            rows = await asyncio.gather(*asked)
-    return pd.DataFrame(rows, columns=COLUMNS)
+    asked = itertools.product(range(len(pairs)), (MIGRATED, UNMIGRATED))
+    return list(await asyncio.gather(*(ask(k, first) for k, first in asked)))

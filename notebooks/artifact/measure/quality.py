@@ -4,32 +4,39 @@ The device is the model in this process, the server the same model behind llama.
 answers to a prompt. Each answer is then moved after so many of its tokens: the stream's own hand-over, to the other
 end, which goes on. The first half is not made again but said again by a stand-in for its end, so that both have the
 same beginning, token for token. One sample moves as token ids; the other as text, which the target tokenises, as
-between different vocabularies. Where the optional second model is installed, answers also move between the two
-models, and it judges those of which it made no half. Times mean nothing here. Three tables:
+between different vocabularies. Where the optional second model is asked, answers also move between the two models,
+and it judges those of which it made no half.
 
-    requests     every answer, cut after so many tokens: unmigrated (for each place of a cut), or moved there
-    perplexity   mean -log p of a token after the cut, under the second model
-    verdicts     what judges said of an answer that moved beside the unmigrated one, where there are judges
+Times mean nothing here: the ends work at the same time, and a busy machine disturbs nothing. An end goes on from what
+it has read of the same prompt before, but only within a piece, so that the answers to a prompt are the same whatever
+was measured before it. Three tables:
+
+    requests     source, target, moved ("alone", "ids", "text"), prompt, sample, at, tokens, before, after: every
+                 answer, cut after `at` tokens: unmigrated (for each place of a cut), or moved there
+    perplexity   source, target, moved, prompt, sample, at, nats: mean -log p of a token after the cut, under the
+                 second model
+    verdicts     judge, source, moved, prompt, first, verdict: what judges said of an answer that moved beside the
+                 unmigrated one, where there are judges
 """
 
 import asyncio
-import itertools
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack, aclosing, closing
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, aclosing, closing
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from artifact.analysis.quality import ALONE, KEYS
 from artifact.data import model
+from artifact.errors import ArtifactError
 from artifact.measure import judge
-from artifact.measure.answers import Tables, run_beside
+from artifact.measure.answers import run_in_thread
 from artifact.measure.ends import CONTEXT, ends, prompts
 from artifact.measure.live import spread
+from artifact.measure.pieces import Run, Tables
 from disco_core import checks
 from disco_core.cost import End
 from disco_core.dispatch import plan_server_only
@@ -40,82 +47,59 @@ from disco_core.live.stream import stream
 from disco_core.migration import Built, Rule, Seen
 from disco_core.systems.pd_device.refine import protected_spans, self_information
 
+if TYPE_CHECKING:
+    from llama_cpp import Llama
+
 BRIEF = " Answer in two or three sentences."  # so that most answers end by themselves
 SAMPLES = 2  # unmigrated answers of each end to a prompt: one is the other's reference
 SECOND = model.SECOND_NAME  # as an end
 SECOND_TEMPLATE = "Question: {prompt}\n\nAnswer:\n"  # it is a base model, which knows no turns
 PATIENCE_S = 300.0  # an end works for several answers
+TABLES = ("prompts",)
+REQUESTS = ["source", "target", "moved", "prompt", "sample", "at", "tokens", "before", "after"]
+PERPLEXITY = [*REQUESTS[:6], "nats"]
+VERDICTS = ["judge", "source", "moved", "prompt", "first", "verdict"]
 
 
-@dataclass(frozen=True)
-class QualitySettings:
-    """How much is measured, and under what.
+def measure(run: Run) -> Tables:
+    """Every table; the notebook `measure_quality` says what the settings mean.
 
-    prompts       prompts that are asked, spread over all lengths, up to
-    longest       tokens as built
-    max_tokens    of an answer
-    positions     tokens after which an answer moves, if it is longer
-    temperature   of both ends' sampling
-    second        prompts that the second model is asked, and judges at the middle position, where it is installed
-    judges        judges as "openai:<model>", separated by commas, with a key in OPENAI_API_KEY; "" for none
-    judge_url     address of their server; "": OPENAI_BASE_URL, or OpenAI's own
+    InputError for settings that cannot be, ArtifactError without the second model where it is asked, an EndpointError
+    where an end or a judge cannot be had; nothing is left running.
     """
+    s = run.settings
+    _check(s)
+    judges = judge.endpoints(s.judges, s.judge_url)  # first: a missing key is said at once
+    with ExitStack() as stack:
+        second = stack.enter_context(model.second_model()) if s.second else None
+        if s.second and second is None:
+            raise ArtifactError("the second model is not installed: pip install -e .[second-model], or set second=0")
+        server, device = stack.enter_context(ends(reuses=True))
+        return run_in_thread(_Session(run, server, device, second).run(judges))
 
-    prompts: int = 36
-    longest: int = 48
-    max_tokens: int = 60
-    positions: Sequence[int] = (8, 16, 32)
-    temperature: float = 0.4
-    second: int = 24
-    judges: str = ""
-    judge_url: str = ""
-    seed: int = 1  # 0 was a trial
 
-    name: ClassVar[str] = "quality"
-    tables: ClassVar[dict[str, list[str]]] = {
-        "requests": ["source", "target", "moved", "prompt", "sample", "at", "tokens", "before", "after"],
-        "perplexity": ["source", "target", "moved", "prompt", "sample", "at", "nats"],
-        "verdicts": ["judge", "source", "moved", "prompt", "first", "verdict"],
-    }
+def _check(s: Any) -> None:
+    for name in ("prompts", "longest", "max_tokens"):
+        checks.count(getattr(s, name), name)
+    whole(s.second, "second")
+    if not isinstance(s.positions, list | tuple):
+        raise InputError(f"positions must be a list of tokens, got {s.positions!r:.80}")
+    places = [checks.count(at, "a position") for at in s.positions]
+    if not places or sorted(set(places)) != places or places[-1] >= s.max_tokens:
+        raise InputError(f"positions must ascend, and stay below max_tokens={s.max_tokens}, got {places}")
+    checks.positive(s.temperature, "temperature")
+    checks.kind(s.judge_url, str, "judge_url")
+    judge.names(checks.kind(s.judges, str, "judges"))
+    whole(s.seed, "seed")
+    if s.prompts > len(prompts(s.longest)):
+        raise InputError(f"{s.prompts} prompts: only {len(prompts(s.longest))} have up to longest={s.longest} tokens")
+    if s.longest + 2 * s.max_tokens > CONTEXT:
+        raise InputError(f"longest + 2 max_tokens must be at most {CONTEXT}, each end's context")
 
-    def __post_init__(self) -> None:
-        for name in ("prompts", "longest", "max_tokens", "second"):
-            checks.count(getattr(self, name), name)
-        if not isinstance(self.positions, list | tuple):
-            raise InputError(f"positions must be a list of tokens, got {self.positions!r:.80}")
-        places = tuple(checks.count(at, "a position") for at in self.positions)
-        object.__setattr__(self, "positions", places)  # as json has them, they are a list
-        if not places or sorted(set(places)) != list(places) or places[-1] >= self.max_tokens:
-            raise InputError(f"positions must ascend, and stay below max_tokens={self.max_tokens}, got {places}")
-        checks.positive(self.temperature, "temperature")
-        checks.kind(self.judge_url, str, "judge_url")
-        judge.names(checks.kind(self.judges, str, "judges"))
-        whole(self.seed, "seed")
-        if self.prompts > len(prompts(self.longest)):
-            raise InputError(
-                f"{self.prompts} prompts: only {len(prompts(self.longest))} have up to longest={self.longest} tokens"
-            )
-        if self.longest + 2 * self.max_tokens > CONTEXT:
-            raise InputError(f"longest + 2 max_tokens must be at most {CONTEXT}, each end's context")
 
-    def quick(self) -> "QualitySettings":
-        """The same in small."""
-        few = {"prompts": 3, "max_tokens": 32, "second": 2}
-        places = tuple(at for at in self.positions if at < 32)[:2] or (8,)
-        return replace(self, positions=places, **{name: min(n, getattr(self, name)) for name, n in few.items()})
-
-    @property
-    def middle(self) -> int:
-        """The position of those answers of which judges and the second model are asked."""
-        return self.positions[len(self.positions) // 2]
-
-    def measure(self) -> Tables:
-        """Every table, by name. An EndpointError where an end or a judge cannot be had; nothing is left running."""
-        judges = judge.endpoints(self.judges, self.judge_url)  # first: a missing key is said at once
-        with ExitStack() as stack:
-            server, device = stack.enter_context(ends())
-            second = stack.enter_context(model.second_model())
-            return run_beside(_Session(self, server, device, second).run(judges))
+def middle(positions: Sequence[int]) -> int:
+    """The position of those answers of which judges and the second model are asked."""
+    return positions[len(positions) // 2]
 
 
 class Again:
@@ -153,71 +137,105 @@ class MovesAfter(Rule):
 
 
 class _Session:
-    """One measuring session on two ends, and a third where there is one."""
+    """One measuring session on two ends, and a third where there is one.
 
-    def __init__(self, settings: QualitySettings, server: Endpoint, device: Endpoint, second: Path | None) -> None:
-        self.settings, self.server, self.device, self.second = settings, server, device, second
-        table = prompts(settings.longest)
-        asked = spread([len(built) for built in table["built"]], settings.prompts)
+    A piece is what two ends answer to one prompt, each answer alone and moved to the other end; or what the second
+    model, or a judge, says of all answers to a prompt.
+    """
+
+    def __init__(self, run: Run, server: Endpoint, device: Endpoint, second: Path | None) -> None:
+        s = run.settings
+        self.taken, self.settings, self.server, self.device, self.second = run, s, server, device, second
+        table = prompts(s.longest)
+        asked = spread([len(built) for built in table["built"]], s.prompts)
         self.ids = table["id"].iloc[asked].tolist()
         self.words = [text + BRIEF for text in table["prompt"].iloc[asked]]
-        self.of_second = spread([len(words) for words in self.words], min(settings.second, len(self.words)))
-        self._said = dict[tuple[str, int, int], list[Token]]()
+        self.of_second = spread([len(words) for words in self.words], min(s.second, len(self.words)))
+        self._said = dict[tuple[str, int], list[list[Token]]]()
         for end in (server, device):
-            end.temperature = settings.temperature  # type: ignore[attr-defined]
+            end.temperature = s.temperature  # type: ignore[attr-defined]
 
     async def run(self, judges: Sequence[Endpoint]) -> Tables:
-        s, tables, columns = self.settings, Tables(), self.settings.tables
+        everyone = range(len(self.words))
+        self.taken.expect(len(everyone) * (1 + len(judges)) + 2 * len(self.of_second), "prompt")
         try:
-            rows = await self._all([(self.device, self.server), (self.server, self.device)], range(len(self.words)))
+            rows = await self._all(self.server, everyone)
         finally:
             await self.server.aclose()  # type: ignore[attr-defined]
-        of_one, told = pd.DataFrame(rows, columns=columns["requests"]), list[dict[str, Any]]()
+        of_one, nats = pd.DataFrame(rows, columns=REQUESTS), list[dict[str, Any]]()
         if self.second is not None:
-            options: dict[str, Any] = {"n_ctx": CONTEXT, "name": SECOND, "temperature": s.temperature}
+            options: dict[str, Any] = {"n_ctx": CONTEXT, "name": SECOND, "temperature": self.settings.temperature}
             with LlamaCppEndpoint(self.second, **options) as second:
-                rows += await self._all([(self.device, second), (second, self.device)], self.of_second)
-            judged = of_one["prompt"].isin([self.ids[k] for k in self.of_second])
-            told = self._perplexity(self.second, of_one[judged & (of_one["at"] == s.middle)])
-        tables["requests"] = pd.DataFrame(rows, columns=columns["requests"])
-        tables["perplexity"] = pd.DataFrame(told, columns=columns["perplexity"])
-        tables["verdicts"] = await self._verdicts(judges, of_one)
-        return tables
+                rows += await self._all(second, self.of_second)
+            nats = list(self._perplexity(self.second, of_one))
+        told = await asyncio.gather(*(self._verdicts(one, of_one) for one in judges))
+        return {
+            "requests": pd.DataFrame(rows, columns=REQUESTS),
+            "perplexity": pd.DataFrame(nats, columns=PERPLEXITY),
+            "verdicts": pd.DataFrame([row for rows in told for row in rows], columns=VERDICTS),
+        }
 
-    async def _all(self, pairs: Sequence[tuple[Endpoint, Endpoint]], asked: Sequence[int]) -> list[dict[str, Any]]:
-        """Every answer of each source, alone and moved to its target; the sources work side by side."""
-        total = len(pairs) * len(asked) * SAMPLES * (1 + len(self.settings.positions))
-        with tqdm(total=total, desc="answers that move", unit="answer", disable=None) as self.bar:
-            found = await asyncio.gather(*(self._from(source, target, asked) for source, target in pairs))
-        return [row for rows in found for row in rows]
-
-    async def _from(self, source: Endpoint, target: Endpoint, asked: Sequence[int]) -> list[dict[str, Any]]:
+    async def _all(self, other: Endpoint, asked: Sequence[int]) -> list[dict[str, Any]]:
+        """Every answer of the device and of another end, alone and moved to each other."""
         rows = []
-        for k, sample in itertools.product(asked, range(SAMPLES)):
-            known = (source.name, k, sample) in self._said
-            said = await self._alone(source, k, sample)
-            as_ids = source.vocabulary == target.vocabulary and sample == 0
-            for at in self.settings.positions:
-                self.bar.update()
-                if len(said) > at:
-                    moved = await self._move(source, target, k, said, at, as_ids, [k, sample, at])
-                    where = {"source": source.name, "prompt": self.ids[k], "sample": sample, "at": at}
-                    way = {"target": target.name, "moved": "ids" if as_ids else "text"}
-                    rows += [] if known else [where | {"target": source.name, "moved": ALONE} | _cut(said, at)]
-                    rows.append(where | way | _cut(moved, at))
-            self.bar.update()
+        for k in asked:
+            found = await self.taken.piece(f"{other.name}, prompt {k}", partial(self._prompt, other, k))
+            rows += found["rows"]
+            for end, answers in found["said"].items():
+                said = [[Token(index, *told) for index, told in enumerate(answer)] for answer in answers]
+                self._said[end, k] = said
         return rows
 
-    async def _alone(self, end: Endpoint, k: int, sample: int) -> list[Token]:
-        key = end.name, k, sample
-        if key not in self._said:
+    async def _prompt(self, other: Endpoint, k: int) -> dict[str, Any]:
+        """Rows of what the device and another end answer to one prompt, and the tokens; both work at once."""
+        both = {end.name: end for end in (self.device, other)}
+        for end in both.values():
+            end.reuses = False  # type: ignore[attr-defined]  # until it has read this prompt
+        answers = await asyncio.gather(*(self._alone(end, k) for end in both.values()))
+        said = dict(zip(both, answers, strict=True))
+        rows = await asyncio.gather(
+            self._moved(self.device, other, k, said[self.device.name]),
+            self._moved(other, self.device, k, said[other.name]),
+        )
+        told = {name: [[(one.text, one.id) for one in answer] for answer in said[name]] for name in both}
+        return {"rows": rows[0] + rows[1], "said": told}
+
+    async def _alone(self, end: Endpoint, k: int) -> list[list[Token]]:
+        """The end's own answers, made unless it has said them."""
+        if (end.name, k) in self._said:
+            return self._said[end.name, k]
+        answers = []
+        for sample in range(SAMPLES):
             prefix = Prefix(self._built(end, k), (), self.settings.max_tokens, self._seed([k, sample, 0]))
             async with aclosing(end.generate(prefix)) as tokens:
-                self._said[key] = [token async for token in tokens]
-        return self._said[key]
+                answers.append([token async for token in tokens])
+            end.reuses = True  # type: ignore[attr-defined]
+        return answers
+
+    async def _moved(
+        self, source: Endpoint, target: Endpoint, k: int, answers: Sequence[Sequence[Token]]
+    ) -> list[dict[str, Any]]:
+        """Rows of each answer, after each place: alone, unless there are these, and as the target ends it."""
+        rows, known = list[dict[str, Any]](), (source.name, k) in self._said
+        for sample, said in enumerate(answers):
+            as_ids = source.vocabulary == target.vocabulary and sample == 0
+            for at in (place for place in self.settings.positions if len(said) > place):
+                moved = await self._move(source, target, k, said, at, as_ids, [k, sample, at])
+                target.reuses = True  # type: ignore[attr-defined]
+                where = {"source": source.name, "prompt": self.ids[k], "sample": sample, "at": at}
+                rows += [] if known else [where | {"target": source.name, "moved": ALONE} | _cut(said, at)]
+                rows.append(where | {"target": target.name, "moved": "ids" if as_ids else "text"} | _cut(moved, at))
+        return rows
 
     async def _move(
-        self, source: Endpoint, target: Endpoint, k: int, said: list[Token], at: int, as_ids: bool, seeds: list[int]
+        self,
+        source: Endpoint,
+        target: Endpoint,
+        k: int,
+        said: Sequence[Token],
+        at: int,
+        as_ids: bool,
+        seeds: list[int],
     ) -> list[Token]:
         """The answer as a reader gets it whose first `at` tokens are the source's, and the rest the target's."""
         vocabulary = source.vocabulary if as_ids else f"{source.vocabulary}, told as text"
@@ -243,35 +261,46 @@ class _Session:
     def _seed(self, of: list[int]) -> int:
         return int(np.random.default_rng([self.settings.seed, *of]).integers(2**31))
 
-    def _perplexity(self, path: Path, answers: pd.DataFrame) -> list[dict[str, Any]]:
+    def _perplexity(self, path: Path, answers: pd.DataFrame) -> Iterator[dict[str, Any]]:
         """What a model that made none of these answers makes of them: the request, and the answer as plain text."""
-        words, rows, scores = dict(zip(self.ids, self.words, strict=True)), list[dict[str, Any]](), dict[str, Any]()
+        shown = answers[answers["at"] == middle(self.settings.positions)]
         options = {"n_threads": 2, "n_threads_batch": 2, "n_batch": BATCH, "n_ubatch": BATCH}
         with closing(model.load(path, n_ctx=CONTEXT, **options)) as llama:
-            for row in tqdm(answers.to_dict("records"), desc="perplexity", unit="answer", disable=None):
-                before, after = SECOND_TEMPLATE.format(prompt=words[row["prompt"]]) + row["before"], row["after"]
-                if not after:
-                    continue
-                ids, within = protected_spans([(before, False), (after, True)], llama)
-                if before + after not in scores:
-                    scores[before + after] = self_information(llama, ids.tolist())
-                told = scores[before + after][within]
-                rows.append(row | {"nats": float(told[np.isfinite(told)].mean())})
+            for k in self.of_second:
+                few = shown[shown["prompt"] == self.ids[k]].to_dict("records")
+                asked = SECOND_TEMPLATE.format(prompt=self.words[k])
+                yield from self.taken.piece_now(f"{SECOND} reads prompt {k}", partial(_read, llama, asked, few))
+
+    async def _verdicts(self, one: Endpoint, answers: pd.DataFrame) -> list[dict[str, Any]]:
+        """A judge on every answer that moved at the middle position, beside the one left alone."""
+        shown, rows = answers[answers["at"] == middle(self.settings.positions)], list[dict[str, Any]]()
+        alone = shown["moved"] == ALONE
+        both = shown[~alone].merge(shown[alone], on=KEYS, suffixes=("", "_alone"))
+        async with AsyncExitStack() as stack:
+            if hasattr(one, "aclose"):
+                stack.push_async_callback(one.aclose)
+            for k, prompt in enumerate(self.ids):
+                few = both[both["prompt"] == prompt].to_dict("records")
+                pairs = [
+                    judge.Pair(self.words[k], row["before"] + row["after"], row["before_alone"] + row["after_alone"])
+                    for row in few
+                ]
+                told = await self.taken.piece(f"{one.name}, prompt {k}", partial(judge.verdicts, one, pairs))
+                rows += [
+                    verdict | {name: few[verdict["pair"]][name] for name in [*KEYS, "moved"]} for verdict in told
+                ]
         return rows
 
-    async def _verdicts(self, judges: Sequence[Endpoint], answers: pd.DataFrame) -> pd.DataFrame:
-        """Each judge on every answer that moved at the middle position, beside the one left alone."""
-        s, words = self.settings, dict(zip(self.ids, self.words, strict=True))
-        if not judges:
-            return pd.DataFrame(columns=s.tables["verdicts"])
-        shown = answers[answers["at"] == s.middle]
-        both = shown[shown["moved"] != ALONE].merge(shown[shown["moved"] == ALONE], on=KEYS, suffixes=("", "_alone"))
-        pairs = [
-            judge.Pair(words[row.prompt], row.before + row.after, row.before_alone + row.after_alone)
-            for row in both.itertuples()
-        ]
-        found = await judge.verdicts(judges, pairs)
-        return found.join(both[["source", "moved", "prompt"]], on="pair")[s.tables["verdicts"]]
+
+def _read(llama: "Llama", asked: str, answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean -log p of a token after the cut of each answer that has one."""
+    rows = []
+    for row in answers:
+        if row["after"]:
+            ids, within = protected_spans([(asked + row["before"], False), (row["after"], True)], llama)
+            told = self_information(llama, ids.tolist())[within]
+            rows.append({name: row[name] for name in REQUESTS[:6]} | {"nats": float(told[np.isfinite(told)].mean())})
+    return rows
 
 
 def _cut(tokens: Sequence[Token], at: int) -> dict[str, Any]:
