@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from artifact.measure.pieces import Tables
 from disco_core.cost import End
 from disco_core.delivery import quality_of_experience, time_between_tokens
 from disco_core.endpoints.base import Endpoint, Prefix, Token
-from disco_core.errors import InputError
+from disco_core.errors import InputError, StreamError
 from disco_core.latency import DeviceProfile
+from disco_core.live.stream import Run
 from disco_core.record import Record, StreamedToken
 
 CHARGES = ["server_prefill", "server_decode", "device_prefill", "device_decode"]  # a ledger's order
@@ -75,6 +76,15 @@ def token_row(token: StreamedToken) -> dict[str, Any]:
         "generated_s": token.generated_s,
         "released_s": token.released_s,
     }
+
+
+async def recorded(run: Run) -> Record:
+    """What a stream left in its record when it has ended, be it that neither end could go on."""
+    async with aclosing(run):
+        with suppress(StreamError):  # it stands in the record
+            async for _ in run:
+                pass
+    return run.record
 
 
 async def timed_answer(end: Endpoint, prompt: str, n: int, begun: Sequence[Token] = ()) -> list[tuple[Token, float]]:

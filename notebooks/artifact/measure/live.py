@@ -15,7 +15,7 @@ What a random policy answers is what the end it picks answers alone, so its rows
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,15 @@ import pandas as pd
 
 from artifact.analysis.scenario import behind_last_hop, cost_model, output_lengths, plans
 from artifact.data import traces
-from artifact.measure.answers import decode_rate, device_profile, request_row, run_in_thread, timed_answer, token_row
+from artifact.measure.answers import (
+    decode_rate,
+    device_profile,
+    recorded,
+    request_row,
+    run_in_thread,
+    timed_answer,
+    token_row,
+)
 from artifact.measure.ends import CONTEXT, ends, is_server, prompts
 from artifact.measure.network_delay import LastHop
 from artifact.measure.pieces import Run, Tables
@@ -34,7 +42,7 @@ from disco_core.cost import Constraint, End
 from disco_core.delivery import READING_RATE
 from disco_core.dispatch import DispatchPlan, plan_device_only, plan_server_only
 from disco_core.endpoints.base import Endpoint, Token, whole
-from disco_core.errors import InputError, StreamError
+from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.live.stream import stream
 from disco_core.migration import MigrationRule
@@ -209,11 +217,7 @@ class _Session:
             rng=self._rng(request),
             wait=False,
         )
-        async with aclosing(run):
-            with suppress(StreamError):  # it stands in the record
-                async for _ in run:
-                    pass
-        return run.record
+        return await recorded(run)
 
     async def _seams(self, ttft: TTFTDistribution, device: DeviceProfile) -> AsyncIterator[dict[str, Any]]:
         """Hand-overs with nothing else running: beside the target asked directly, and the source left alone."""

@@ -14,7 +14,7 @@ refined beforehand, and no time is charged for that. Four tables:
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, closing, suppress
+from contextlib import aclosing, closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,15 @@ import pandas as pd
 
 from artifact.analysis.scenario import cost_model, output_lengths
 from artifact.data import model, traces
-from artifact.measure.answers import decode_rate, device_profile, request_row, run_in_thread, timed_answer, token_row
+from artifact.measure.answers import (
+    decode_rate,
+    device_profile,
+    recorded,
+    request_row,
+    run_in_thread,
+    timed_answer,
+    token_row,
+)
 from artifact.measure.ends import CONTEXT, ends
 from artifact.measure.network_delay import LastHop
 from artifact.measure.pieces import Run, Tables
@@ -33,7 +41,7 @@ from disco_core import checks
 from disco_core.cost import Constraint
 from disco_core.dispatch import DispatchPlan, plan_device_only, plan_server_constrained, plan_server_only
 from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, ahead, whole
-from disco_core.errors import InputError, StreamError
+from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile
 from disco_core.live.stream import stream
 from disco_core.migration import MigrationRule, Rule
@@ -243,11 +251,7 @@ class _Session:
             reading_rate=1 / s.tpot_limit_s,
             wait=paced,  # only a pace that follows the device needs the time to do so
         )
-        async with aclosing(run):
-            with suppress(StreamError):  # it stands in the record
-                async for _ in run:
-                    pass
-        record = run.record
+        record = await recorded(run)
         gaps = np.diff([token.released_s for token in record.tokens])
         row = {"policy": policy, "request": k, "prompt_tokens": self.device.count(built)}
         row |= {"cloud_s": held.held_s, "held_s": cloud.held_s(), "tpot_max_s": gaps.max() if gaps.size else None}
