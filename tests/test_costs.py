@@ -122,7 +122,7 @@ def test_bad_prices_and_energies_are_named():
 
 @pytest.mark.slow
 def test_the_notebook_says_what_the_tables_say(tmp_path):
-    run("costs", tmp_path, quick=True, out=str(tmp_path))
+    run("costs", tmp_path, out=str(tmp_path))
     assert len(pd.read_csv(tmp_path / "costs_fit.csv")) == 8
     (verdict,) = json.loads((tmp_path / "costs.claims.json").read_text())
     assert verdict["id"] == "D14"

@@ -289,6 +289,8 @@ def test_the_notebook_keeps_the_budget_below_the_oracles(tmp_path):
     run("prediction", tmp_path, quick=True, out=str(tmp_path))
     shown = pd.read_csv(tmp_path / "prediction_worth.csv")
     assert len(shown) == 2 * 9 * 8
+    assert not [column for column in shown if column.endswith(("_low", "_high"))]
+    assert json.loads((tmp_path / "prediction_worth.json").read_text())["caption"].endswith(" Quick size.")
     assert (shown.spent - shown.b).abs()[~shown.policy.str.startswith("oracle")].max() < 0.1
     for _, cell in shown.groupby(["device", "b"]):
         cell = cell.set_index("policy")

@@ -1,4 +1,4 @@
-"""The notebooks `sensitivity` and `qoe`: what they stand on, and what they made in their quick size."""
+"""What simulated notebooks stand on, and what `sensitivity` and `qoe` make in their quick size."""
 
 import json
 
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import disco_core as dc
+from artifact.analysis import scenario
 from artifact.data import traces
 from artifact.publish import claims
 from artifact.publish.run import run
@@ -38,6 +39,44 @@ def test_the_days_together_are_the_trace():
     assert pool.mean == pytest.approx(whole.ttft.mean, rel=0.01)
 
 
+def test_the_paper_s_services_are_chosen_by_their_column_wherever_they_stand(monkeypatch):
+    expected = ["gpt-4o-mini", "deepseek-chat", "llama-3-70b", "command-r"]
+    assert list(traces.paper_services()) == expected
+    read = traces.table
+
+    def turned(name, source="tables"):
+        return read(name, source)[::-1] if name == "services" else read(name, source)
+
+    monkeypatch.setattr(traces, "table", turned)
+    assert list(traces.paper_services()) == expected[::-1]
+    with pytest.raises(dc.InputError, match="no source 'elsewhere'"):
+        traces.paper_services("elsewhere")
+
+
+def test_a_device_s_profile_is_the_line_through_all_first_tokens_and_the_median_gap():
+    times_s = {8: [0.5, 0.6, 0.9], 16: [0.9, 1.1, 1.2]}
+    rows = [(l, r, k, at + 0.01 * r) for l, each in times_s.items() for r in (0, 1) for k, at in enumerate(each)]
+    trials = pd.DataFrame(rows, columns=["prompt_tokens", "repeat", "token", "generated_s"])
+    device = scenario.device_profile(trials)
+    assert device.ttft([8, 16]) == pytest.approx([0.505, 0.905])
+    assert device.decode_rate == pytest.approx(1 / 0.15)
+    with pytest.raises(dc.InputError, match="several tokens each"):
+        scenario.device_profile(trials[trials.token == 0])
+    with pytest.raises(dc.InputError, match="two different lengths"):
+        scenario.device_profile(trials[trials.prompt_tokens == 8])
+
+
+def in_quick_size(folder):
+    """Whether every simulated exhibit says that it is the quick size, and none has a band."""
+    made = [json.loads(path.read_text()) for path in folder.glob("*.json") if not path.stem.endswith(".claims")]
+    columns = {column for path in folder.glob("*.csv") for column in pd.read_csv(path, nrows=0)}
+    return (
+        all(one["caption"].endswith(" Quick size.") for one in made if one["kind"] == "simulated")
+        and all(one["parameters"]["quick"] for one in made)
+        and not [column for column in columns if column.endswith(("_low", "_high"))]
+    )
+
+
 def verdicts(folder):
     found = [one for path in folder.glob("*.claims.json") for one in json.loads(path.read_text())]
     return {one["id"]: one["verdict"] for one in found}
@@ -62,6 +101,7 @@ def test_sensitivity_finds_what_a_plan_for_another_world_spends(tmp_path):
     spread = few.groupby("n").over.std()
     assert spread[1000] < spread[100] < spread[10]
     assert set(verdicts(tmp_path)) == {"S1"}
+    assert in_quick_size(tmp_path)
     assert not any("this machine" in path.read_text() for path in tmp_path.glob("sensitivity*.json"))
 
 
@@ -82,4 +122,5 @@ def test_qoe_judges_every_policy(tmp_path):
     shown = pd.read_csv(tmp_path / "qoe_table.csv")
     assert len(shown) == 2 * (2 + 2 * 4)
     assert verdicts(tmp_path).keys() == {"E1"}
+    assert in_quick_size(tmp_path)
     assert verdicts(tmp_path)["E1"] in (claims.PASS, claims.DIFFERS)

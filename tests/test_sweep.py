@@ -254,6 +254,14 @@ def test_replicates_are_each_service_s_own_f_and_then_draws_of_it():
     assert [(cell["service"], cell["replicate"]) for cell in found] == [(n, k) for n in services for k in range(3)]
 
 
+def test_a_replicate_draws_its_own_and_the_first_is_the_seed_s():
+    first, *others = (traces.streams(7, k, 2) for k in range(3))
+    plain = np.random.SeedSequence(7).spawn(4)
+    drawn = [[np.random.default_rng(one).random() for one in each] for each in (plain[:2], first, *others)]
+    assert drawn[0] == drawn[1]
+    assert len({u for each in drawn[1:] for u in each}) == 6
+
+
 @pytest.mark.slow
 def test_two_workers_give_the_bytes_of_this_machine_s_threads():
     from distributed import Client, LocalCluster
