@@ -135,7 +135,7 @@ def test_in_small_no_verdict_decides(decide, table, tmp_path, monkeypatch, capsy
     assert main(["claims", str(tmp_path / "figures"), "--quick"]) == 0
     assert "This was the quick size" in capsys.readouterr().out
     assert main(["claims", str(tmp_path / "figures")]) == 1
-    assert "Not the expected verdict: L1." in capsys.readouterr().out
+    assert "not as expected: L1" in capsys.readouterr().out
 
 
 def test_a_claim_on_a_disturbed_measurement_is_not_tested(decide):

@@ -38,10 +38,10 @@ def claims(given: Namespace) -> int:
     print(claims_table.text(shown, min(max(shutil.get_terminal_size((110, 24)).columns, 80), 160)))
     if given.quick:
         print("This was the quick size: what it says of a claim is a first look, and decides nothing.")
-    failed = claims_table.failed(given.folder, shown)
-    for line in failed:
-        print(line)
-    return 1 if failed and not given.quick else 0
+    if lost := claims_table.lost(given.folder, shown):
+        print(f"No exhibit in {given.folder} is called {', '.join(lost)}: correct data/claims.csv or render it.")
+    off = lost or [one for one in shown if one.verdict != one.expected]
+    return 1 if off and not given.quick else 0
 
 
 def compare(given: Namespace) -> int:

@@ -173,13 +173,3 @@ def _measured(directory: str | Path, exhibit: str) -> bool:
         return bool(json.loads((ROOT / directory / f"{exhibit}.json").read_text())["kind"] == "measured")
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def failed(directory: str | Path, shown: Sequence[Line]) -> list[str]:
-    """What is wrong with the verdicts of a directory, a line each: unexpected ones, exhibits not there."""
-    off = [one.id for one in shown if one.verdict != one.expected]
-    told = [f"Not the expected verdict: {', '.join(off)}."] if off else []
-    if missing := lost(directory, shown):
-        names = ", ".join(missing)
-        told.append(f"No exhibit in {directory} is called {names}: correct data/claims.csv or render it.")
-    return told
