@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 import disco_core as dc
+from artifact.__main__ import main
 from artifact.data import fetch, model, parse, tables, traces
 from artifact.errors import ArtifactError, TraceError
 from artifact.files import DATA
@@ -270,9 +271,9 @@ def test_an_unwritable_folder_is_one_line(served: Served) -> None:
     one_line(caught, "cannot write")
 
 
-@pytest.mark.parametrize("main", [traces.main, partial(tables.main, ["--out", "unused"])])
+@pytest.mark.parametrize("command", [["fetch"], ["tables", "--out", "unused"]])
 def test_commands_end_with_one_line(
-    main: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -283,7 +284,7 @@ def test_commands_end_with_one_line(
     for action, code, says in ((interrupt, 130, "interrupted"), (fail, 1, "no such thing")):
         monkeypatch.setattr(fetch, "fetch", action)
         monkeypatch.setattr(tables, "write", action)
-        assert (main([]) if main is traces.main else main()) == code
+        assert main(command) == code
         assert says in capsys.readouterr().err
 
 
@@ -338,7 +339,7 @@ def test_tables_are_rebuilt_byte_for_byte(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(fetch, "CACHE", tmp_path / "traces")
     parse.load.cache_clear()
     try:
-        assert tables.main(["--out", str(tmp_path / "data")]) == 0
+        assert main(["tables", "--out", str(tmp_path / "data")]) == 0
     finally:
         parse.load.cache_clear()
     for name in tables.TABLES:
