@@ -50,7 +50,7 @@ from disco_core.systems.pd_device.refine import protected_spans, self_informatio
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
-BRIEF = " Answer in two or three sentences."  # so that most answers end by themselves
+BRIEF = " Answer in two or three sentences."  # so that answers are short, and some end by themselves
 SAMPLES = 2  # unmigrated answers of each end to a prompt: one is the other's reference
 SECOND = model.SECOND_NAME  # as an end
 SECOND_TEMPLATE = "Question: {prompt}\n\nAnswer:\n"  # it is a base model, which knows no turns
