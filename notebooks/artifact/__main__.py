@@ -40,7 +40,7 @@ def claims(given: Namespace) -> int:
         print("This was the quick size: what it says of a claim is a first look, and decides nothing.")
     if lost := claims_table.lost(given.folder, shown):
         print(f"No exhibit in {given.folder} is called {', '.join(lost)}: correct data/claims.csv or render it.")
-    off = lost or [one for one in shown if one.verdict != one.expected]
+    off = bool(lost) or any(one.verdict != one.expected for one in shown)
     return 1 if off and not given.quick else 0
 
 
