@@ -178,6 +178,11 @@ def table_figure(table: pd.DataFrame, *, width: float = PAGE_IN, digits: int = 3
     return fig
 
 
+def show(fig: Figure) -> None:
+    """Show a figure that is no exhibit, also in an executed copy, whose kernel has no screen."""
+    _show(fig, _rendered(fig)["png"])
+
+
 def _rendered(fig: Figure) -> dict[str, bytes]:
     """The figure in every format, laid out once and drawn once for each: `savefig` would do both once more."""
     # the style again: its salt and fonts decide the bytes, whatever the caller's settings are
