@@ -2,14 +2,16 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 
 from artifact.__main__ import main
 from artifact.errors import ArtifactError
+from artifact.files import ROOT
+from artifact.measure import store
 from artifact.publish import claims, claims_table
 from disco_core.errors import InputError
+from tests.helpers.measuring import defaults
 
 HEAD = "id,source,mark,statement,kind,paper,tolerance,rule,expected,exhibit\n"
 ROWS = """\
@@ -138,15 +140,31 @@ def test_in_small_no_verdict_decides(decide, table, tmp_path, monkeypatch, capsy
     assert "not as expected: L1" in capsys.readouterr().out
 
 
+def measurement(disturbed="", **changed):
+    """A measurement of live answers with the default settings, some of them changed."""
+    settings = {name: value for name, value in defaults("measure_live").items() if name != "out"} | {"quick": False}
+    manifest = {"name": "live", "settings": settings | changed, "disturbed": disturbed}
+    return store.Measured(ROOT, manifest, {})
+
+
 def test_a_claim_on_a_disturbed_measurement_is_not_tested(decide):
-    still, busy = SimpleNamespace(disturbed=""), SimpleNamespace(disturbed="other programs took 1.5 cores")
+    still, busy = measurement(), measurement("other programs took 1.5 cores")
     assert decide("L1", 70, measured=still)["verdict"] == "PASS"
     for measured in (busy, [still, busy]):
-        found = decide("L1", 70, measured=measured)
-        assert (found["verdict"], found["ours"]) == ("NOT TESTED", None)
-        assert found["reason"] == "other programs took 1.5 cores"
+        for ours in (70, math.nan):  # a busy machine may leave nothing to judge
+            found = decide("L1", ours, measured=measured)
+            assert (found["verdict"], found["ours"]) == ("NOT TESTED", None)
+            assert found["reason"] == "other programs took 1.5 cores"
     with pytest.raises(InputError, match="finite"):
-        decide("L1", math.nan, measured=busy)
+        decide("L1", math.nan, measured=still)
+
+
+def test_a_claim_on_other_settings_than_its_rule_s_is_not_tested(decide):
+    assert decide("L1", 70, measured=measurement(server="openai:a"))["verdict"] == "PASS"
+    found = decide("L1", 70, measured=measurement(budget=0.3, prompts=3))
+    assert found["verdict"] == "NOT TESTED"
+    assert found["reason"] == "measured with budget=0.3, prompts=3, not with the defaults of measure_live"
+    assert "quick size" in decide("L1", 70, measured=measurement(quick=True))["reason"]
 
 
 def test_this_machine_s_value_stands_beside_and_decides_nothing(decide, table, tmp_path, monkeypatch, capsys):
@@ -174,7 +192,7 @@ def test_this_machine_s_value_stands_beside_and_decides_nothing(decide, table, t
     assert "every verdict is the expected one" in text
     claims.check("L1", 80, stem="live", out=here, table=table)
     assert beside()["L1"] == "80"
-    busy = SimpleNamespace(disturbed="the machine was busy")
+    busy = measurement("the machine was busy")
     claims.check("L1", 80, stem="live", out=here, table=table, measured=busy)
     assert beside()["L1"] == "NOT TESTED"
 

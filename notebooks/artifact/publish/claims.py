@@ -11,10 +11,12 @@ stand in `figures/<stem>.claims.json`. `claims_table` shows them all.
 Verdicts: PASS; DIFFERS, tested and came out otherwise, also where it came out better; NOT TESTED.
 """
 
+import ast
 import csv
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from artifact.errors import ArtifactError
 from artifact.files import DATA, FIGURES, ROOT, folder, write_atomic
+from artifact.measure.store import Measured
+from artifact.publish.run import parameters
 from disco_core.errors import InputError
 
 PASS, DIFFERS, NOT_TESTED, MISSING = "PASS", "DIFFERS", "NOT TESTED", "MISSING"
 TABLE = DATA / "claims.csv"
 _COLUMNS = ("id", "source", "mark", "statement", "kind", "paper", "tolerance", "rule", "expected", "exhibit")
+# settings that no rule fixes: who is asked is what the claim says, and the quick size is said by the measurement
+_ANY = {"quick", "server", "judges", "judge_url", "second"}
 _KINDS = ("band", "at least", "at most", "trend")
 
 Verdict = dict[str, Any]  # the object written to <stem>.claims.json
@@ -135,17 +141,21 @@ def check(
     stem: str,
     out: str | Path = FIGURES,
     reason: str = "",
-    measured: Any = None,
+    measured: Measured | Sequence[Measured] | None = None,
     table: Path | None = None,
 ) -> Verdict:
     """Decide one claim from our value, or values over the pairs, and write it to `out/<stem>.claims.json`.
 
     `ours` is in the unit of the claim; for a trend it holds signed differences, positive as the paper says.
     Where the claim comes out otherwise the numbers say why; `reason` adds what they cannot.
-    `measured` is the measurement the value rests on, or several: on a disturbed one the claim is NOT TESTED.
+    `measured` is the measurement the value rests on, or several: on one that was disturbed, or taken with other
+    settings than its notebook's defaults, the claim is NOT TESTED.
     Raises InputError for an unknown id and for empty, NaN or infinite values: those never pass.
     """
     claim, values = _get(id, table), np.asarray(ours, dtype=float).ravel()
+    rests_on = [measured] if isinstance(measured, Measured) else measured or []
+    if unfit := "; ".join(filter(None, map(_unfit, rests_on))):
+        return _record(claim, NOT_TESTED, None, unfit, stem, out)
     if values.size == 0:
         raise InputError(f"claim {id}: no value given; one finite number or more is needed")
     if not np.isfinite(values).all():
@@ -155,9 +165,6 @@ def check(
         _require_testable(claim)
     except ValueError as error:
         raise InputError(f"claim {id}: {error}") from None
-    rests_on = measured if isinstance(measured, list | tuple) else [] if measured is None else [measured]
-    if disturbed := "; ".join(one.disturbed for one in rests_on if one.disturbed):
-        return _record(claim, NOT_TESTED, None, disturbed, stem, out)
     passed, text, why = _test_trend(claim, values) if claim.kind == "trend" else _test_median(claim, values)
     if passed and claim.kind != "trend" and not claim.low <= float(np.median(values)) <= claim.high:
         why = f"within the tolerance of {claim.tolerance:g}, outside the paper's own values"
@@ -167,6 +174,16 @@ def check(
     reason = "; ".join(part for part in (passed_by, reason) if part)
     ours_shown = {"median": _rounded(float(np.median(values))), "text": text}
     return _record(claim, PASS if passed else DIFFERS, ours_shown, reason, stem, out)
+
+
+def _unfit(measured: Measured) -> str:
+    """Why a claim cannot rest on a measurement; nothing if it can."""
+    if measured.disturbed:
+        return measured.disturbed
+    name = f"measure_{measured.manifest['name']}"
+    usual = {one.name: one.value(ast.literal_eval(one.default)) for one in parameters(name).values()}
+    other = [f"{k}={v!r}" for k, v in measured.settings.items() if k not in _ANY and v != usual.get(k)]
+    return f"measured with {', '.join(other)}, not with the defaults of {name}" if other else ""
 
 
 def not_tested(id: str, missing: str, *, stem: str, out: str | Path = FIGURES, table: Path | None = None) -> Verdict:
