@@ -139,9 +139,7 @@ def test_the_device_serves_one_at_a_time_and_what_is_dropped_is_free(load, plan,
     queued, alone = (f(load, plan, *ends, rng=np.random.default_rng(seed)) for f in (dc.simulate_queue, dc.simulate))
     began = queued.device_started
     start, busy = (load.arrival_s + queued.device_start_s)[began], queued.busy_s[began]
-    order = np.argsort(
-        start + busy / 2
-    )  # by their middle: of two that start together the one that is done at once first
+    order = np.argsort(start + busy / 2)  # of two that start together, first the one that is done at once
     assert np.all(start[order][1:] >= (start + busy)[order][:-1] - 1e-9)
     assert not (queued.dropped & began).any()
     assert not queued.ledger.device_prefill[~began].any()
