@@ -17,7 +17,7 @@ from statistics import median
 import psutil
 
 SPARE = 0.25  # cores that others may take of those needed
-MOST_LAG_S = 0.1  # of the event loop
+MOST_LAG_S = 0.05  # of the event loop
 MOST_SLOWER = 1.5  # times the median time of the fixed piece of work
 WINDOW_S = 1.0  # CPU times come in ticks of 10 ms, so a shorter piece is looked at with what came before it
 _BLOCK = bytes(1 << 22)
