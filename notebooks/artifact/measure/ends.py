@@ -17,10 +17,13 @@ CONTEXT = 1024  # tokens of prompt and answer that fit each end
 
 
 @contextmanager
-def ends(server: str = "local", *, reuses: bool = False) -> Iterator[tuple[Endpoint, Endpoint]]:
+def ends(
+    server: str = "local", *, reuses: bool = False, context: int = CONTEXT
+) -> Iterator[tuple[Endpoint, Endpoint]]:
     """The server and the device, ready to answer; whatever was started for them ends with the block.
 
     reuses   whether they go on from what they have read of the same prompt before
+    context  tokens of prompt and answer that fit each
     server   "local": llama.cpp's own server, in a process of its own; "openai:<model>": a server that speaks OpenAI's
              API, its key in OPENAI_API_KEY, its address in OPENAI_BASE_URL
     InputError for another name; an EndpointError where it cannot be had.
@@ -28,9 +31,9 @@ def ends(server: str = "local", *, reuses: bool = False) -> Iterator[tuple[Endpo
     is_server(server)
     with ExitStack() as stack:
         path = model.smollm2_path()
-        device = stack.enter_context(LlamaCppEndpoint(path, n_ctx=CONTEXT, name="device", reuses=reuses))
+        device = stack.enter_context(LlamaCppEndpoint(path, n_ctx=context, name="device", reuses=reuses))
         if server == "local":
-            local = stack.enter_context(LocalServer(path, n_ctx=CONTEXT))
+            local = stack.enter_context(LocalServer(path, n_ctx=context))
             yield LlamaServerEndpoint(local.url, name="server", reuses=reuses), device
         else:
             name, count = server.removeprefix("openai:"), model.count_tokens  # the API does not tell how it counts

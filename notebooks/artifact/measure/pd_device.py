@@ -3,7 +3,8 @@
 The device is the model in this process, one thread. The cloud is the same model behind llama.cpp's own server, whose
 prefill would be no faster: so it has read every prompt before it is asked, and its first token comes when that of a
 public service would (an emulated last hop). Its tokens, and the device's prefill and tokens, are real. Prompts are
-refined beforehand, and no time is charged for that. Four tables:
+refined beforehand, and no time is charged for that. How long prompts are is told in seconds that the device alone
+needs to read them, so that the comparison is the same on a faster machine. Four tables:
 
     profile    both ends at once: the device's time to first token by prompt length, each one's time between tokens;
                before the answers, for the plan, and among them, for what is simulated beside them
@@ -13,7 +14,7 @@ refined beforehand, and no time is charged for that. Four tables:
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, closing
 from dataclasses import replace
 from functools import partial
@@ -34,7 +35,7 @@ from artifact.measure.answers import (
     timed_answer,
     token_row,
 )
-from artifact.measure.ends import CONTEXT, ends
+from artifact.measure.ends import ends
 from artifact.measure.network_delay import LastHop
 from artifact.measure.pieces import Run, Tables
 from disco_core import checks
@@ -51,6 +52,9 @@ from disco_core.systems.pd_device.take_over import TakeOver, plan_together
 
 Tokens = AsyncGenerator[Token, None]
 Rows = list[dict[str, Any]]
+CONTEXT = 4096  # tokens of prompt and answer that fit each endpoint
+PACE_TOKENS = 256  # of the prompt by which the device's pace is found
+LEAST_TOKENS = 64  # of a prompt, head and question included
 SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)  # rho: of which the loss is told
 OPENING, QUESTION = "People sent these requests to a help desk.", " Which of them would you answer first, and why?"
 SPARE = 0.25  # the device's reading may take so much longer than expected
@@ -65,27 +69,31 @@ def measure(run: Run) -> Tables:
     InputError for settings that cannot be, an EndpointError where an end cannot be had; nothing is left running.
     """
     _check(run.settings)
-    with ends(reuses=True) as (server, device):
+    with ends(reuses=True, context=CONTEXT) as (server, device):
         return run_in_thread(_Session(run, server, device).run())
 
 
 def _check(s: Any) -> None:
     traces.service(s.service)  # raises, naming those there are
-    for name in ("prompts", "shortest", "longest", "max_tokens"):
+    for name in ("prompts", "max_tokens"):
         checks.count(getattr(s, name), name)
-    checks.positive(s.tpot_limit_s, "tpot_limit_s")
+    for name in ("shortest_s", "longest_s", "tpot_limit_s"):
+        checks.positive(getattr(s, name), name)
     checks.number(s.rho, "rho", 0.0, 1.0, above=True)
     whole(s.seed, "seed")
-    most = CONTEXT - s.max_tokens - 128  # the last request of a prompt may go beyond what was wanted
-    if not 64 <= s.shortest < s.longest <= most:
-        raise InputError(f"shortest and longest must be from 64 to {most}, got {s.shortest}, {s.longest}")
+    if s.shortest_s >= s.longest_s:
+        raise InputError(f"shortest_s must be below longest_s={s.longest_s}, got {s.shortest_s}")
+    if s.max_tokens > CONTEXT // 2:
+        raise InputError(
+            f"max_tokens must be at most {CONTEXT // 2}, half of each endpoint's context, got {s.max_tokens}"
+        )
 
 
-def long_prompts(n: int, shortest: int, longest: int) -> list[list[tuple[str, bool]]]:
-    """Prompts of about so many tokens, in equal ratios: many requests, one question, in pieces of (text, stays)."""
+def long_prompts(tokens: Sequence[float]) -> list[list[tuple[str, bool]]]:
+    """Prompts of about so many tokens: many requests, one question, in pieces of (text, stays)."""
     words, (head, tail) = traces.table("prompts").prompt.tolist(), model.TEMPLATE.split("{prompt}")
     found = []
-    for k, wanted in enumerate(np.geomspace(shortest, longest, n)):
+    for k, wanted in enumerate(tokens):
         body, left = "", wanted - model.count_tokens(head + OPENING + QUESTION + tail)
         for i, request in enumerate([*words[7 * k :], *words], start=1):
             body += f" {i}. {request}"
@@ -137,14 +145,13 @@ class _Session:
     def __init__(self, run: Run, server: Endpoint, device: Endpoint) -> None:
         self.taken, self.settings, self.server, self.device = run, run.settings, server, device
         self.service = traces.service(run.settings.service)
-        self.pieces = long_prompts(run.settings.prompts, run.settings.shortest, run.settings.longest)
-        self.built = ["".join(text for text, _ in pieces) for pieces in self.pieces]
 
     async def run(self) -> Tables:
-        n = range(len(self.built))
-        self.taken.expect(2 * len(n) + 1)
+        n = range(self.settings.prompts)
+        self.taken.expect(2 * len(n) + 2)
         lag = asyncio.create_task(self.taken.monitor.watch())
         try:
+            self._ask(await self.taken.piece("pace", self._pace))
             await self._both(0)  # warms them up
             profile = [row for k in n for row in await self.taken.piece(f"profile {k}", partial(self._both, k))]
             refined = await self.taken.piece(
@@ -162,6 +169,23 @@ class _Session:
             "requests": pd.DataFrame([row for one in answers for row in one["requests"]]),
             "tokens": pd.DataFrame([row for one in answers for row in one["tokens"]], columns=_TOKEN_COLUMNS),
         }
+
+    async def _pace(self) -> float:
+        """Prompt tokens a second that the device reads, in the median of three readings."""
+        (pieces,), times = long_prompts([PACE_TOKENS]), []
+        built = "".join(text for text, _ in pieces)
+        for _ in range(3):
+            await self._forget()
+            times.append((await timed_answer(self.device, built, 1))[0][1])
+        return self.device.count(built) / float(np.median(times))
+
+    def _ask(self, pace: float) -> None:
+        """Choose the prompts: as long as takes the device so many seconds, in equal ratios."""
+        s = self.settings
+        most = CONTEXT - s.max_tokens - 128  # the last request of a prompt may go beyond what was wanted
+        tokens = np.geomspace(s.shortest_s, s.longest_s, s.prompts) * pace
+        self.pieces = long_prompts(np.clip(tokens, LEAST_TOKENS, most).tolist())
+        self.built = ["".join(text for text, _ in pieces) for pieces in self.pieces]
 
     async def _forget(self) -> dict[str, Any]:
         """Nothing of a prompt is left at the device: what it reads next begins otherwise. How long "Hi" took it."""
