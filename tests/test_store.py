@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from artifact.errors import ArtifactError
-from artifact.measure import busy, code, device, live, overhead, store
+from artifact.measure import busy, code, device, live, overhead, pieces, store
 from disco_core.errors import InputError, StalledError
 from tests.helpers.measuring import a_run
 
@@ -209,6 +209,12 @@ class Signs(busy.Monitor):
 
     def _judge(self, found):
         return self.words.pop(0) if self.words else ""
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Nothing waits before another try."""
+    monkeypatch.setattr(pieces, "WINDOW_S", 0.0)
 
 
 def disturbed_run(tmp_path, *words, cores=2):

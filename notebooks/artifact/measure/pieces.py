@@ -7,6 +7,7 @@ twice, and marked if it stays disturbed.
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from artifact.errors import ArtifactError
-from artifact.measure.busy import Monitor, Reading
+from artifact.measure.busy import WINDOW_S, Monitor, Reading
 from disco_core.errors import EndpointError
 
 Tables = dict[str, pd.DataFrame]
@@ -59,8 +60,10 @@ class Run:
         for attempt in range(1 + REPEATS):
             if key in self.pieces:
                 break
+            # what disturbed the last try, or made the loop late until now, is not this one's
+            await asyncio.sleep(WINDOW_S if attempt else 0)
             for _ in range(3):
-                await asyncio.sleep(0)  # what made the loop late until now is not this piece's
+                await asyncio.sleep(0)
             try:
                 with self.monitor.reading() as reading:
                     rows = await take()
@@ -78,6 +81,7 @@ class Run:
         for attempt in range(1 + REPEATS):
             if key in self.pieces:
                 break
+            time.sleep(WINDOW_S if attempt else 0)
             with self.monitor.reading() as reading:
                 rows = take()
             self._keep(key, attempt, rows, reading)
