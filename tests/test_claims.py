@@ -155,8 +155,10 @@ def test_a_claim_on_a_disturbed_measurement_is_not_tested(decide):
             found = decide("L1", ours, measured=measured)
             assert (found["verdict"], found["ours"]) == ("NOT TESTED", None)
             assert found["reason"] == "other programs took 1.5 cores"
+    for ours in (math.nan, [], [1, math.nan]):
+        assert "holds no value" in decide("L1", ours, measured=still)["reason"]
     with pytest.raises(InputError, match="finite"):
-        decide("L1", math.nan, measured=still)
+        decide("L1", math.inf, measured=still)
 
 
 def test_a_claim_on_other_settings_than_its_rule_s_is_not_tested(decide):

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import disco_core as dc
 from artifact.analysis import scenario
 from artifact.data import model, traces
 from artifact.files import ROOT
-from artifact.measure import answers, ends, live, pd_device
+from artifact.measure import answers, ends, live, pd_device, store
 from artifact.measure.pd_device import long_prompts
 from tests.helpers.measuring import a_run
 
@@ -185,7 +186,17 @@ def test_stopped_in_the_middle_it_leaves_no_server_and_keeps_its_pieces(tmp_path
     wait_for(lambda: not marked(mark.encode()))
     assert not (tmp_path / "live").exists()
     (journal,) = (tmp_path / "stored").glob("*/pieces.jsonl")
-    assert len(journal.read_text().splitlines()) > 3
+    kept = journal.read_text()
+    assert len(kept.splitlines()) > 3
+    if stop == signal.SIGINT:  # and goes on from there
+        subprocess.run(process.args, env=os.environ | {"PYTHONPATH": path}, stderr=subprocess.DEVNULL, check=True)
+        assert journal.read_text().startswith(kept)
+        before, after = (
+            [json.loads(line) for line in text.splitlines() if line] for text in (kept, journal.read_text())
+        )
+        taken_again = {one["piece"] for one in before} & {one["piece"] for one in after[len(before) :]}
+        assert taken_again <= {one["piece"] for one in before if one["busy"]["disturbed"]}
+        assert len(store.read(tmp_path, "live")["requests"]) == 6 * (2 + 3)
 
 
 @pytest.mark.parametrize(

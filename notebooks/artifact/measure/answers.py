@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from disco_core.latency import DeviceProfile
 from disco_core.live.stream import Run
 from disco_core.record import Record, StreamedToken
 
+T = TypeVar("T")
 CHARGES = ["server_prefill", "server_decode", "device_prefill", "device_decode"]  # a ledger's order
 
 
@@ -85,6 +86,17 @@ async def recorded(run: Run) -> Record:
             async for _ in run:
                 pass
     return run.record
+
+
+async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
+    """What several pieces of work give; where one fails the others end first."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def timed_answer(end: Endpoint, prompt: str, n: int, begun: Sequence[Token] = ()) -> list[tuple[Token, float]]:

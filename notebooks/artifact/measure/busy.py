@@ -2,7 +2,7 @@
 
 Three signs are read around every piece of a measurement: the CPU that other processes take, the event loop's lag
 while the piece runs, and the time that a fixed piece of work takes before and after it. The last is compared with its
-own median within the run, so a machine that is slower by a constant factor is not disturbed.
+own median within the run, and so is the lag, so a machine that is slower by a constant factor is not disturbed.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from statistics import median
 import psutil
 
 SPARE = 0.25  # cores that others may take of those needed
-MOST_LAG_S = 0.05  # of the event loop
+MOST_LAG_S, MOST_LAGS = 0.05, 5  # of the event loop; and times the median lag, where that is more
 MOST_SLOWER = 1.5  # times the median time of the fixed piece of work
 WINDOW_S = 1.0  # CPU times come in ticks of 10 ms, so a shorter piece is looked at with what came before it
 _BLOCK = bytes(1 << 22)
@@ -38,9 +38,10 @@ class Monitor:
     """Reads the signs around pieces that are measured one after the other, of work that needs so many cores."""
 
     needed: int = 2
-    cores: int = field(default_factory=lambda: psutil.cpu_count() or 1)
+    cores: int = field(default_factory=lambda: psutil.cpu_count(logical=False) or psutil.cpu_count() or 1)
     _times: deque[tuple[float, float]] = field(default_factory=deque, init=False)
     _work: list[float] = field(default_factory=list, init=False)
+    _lags: list[float] = field(default_factory=list, init=False)
     _lag_s: float = field(default=0.0, init=False)
 
     @contextmanager
@@ -57,6 +58,7 @@ class Monitor:
         self._times.append(others_cpu_s())
         found.others_cores = self._others(started)
         found.lag_s, found.work_s = self._lag_s, (before + self._work[-1]) / 2
+        self._lags.append(found.lag_s)
         found.disturbed = self._judge(found)
 
     async def watch(self) -> None:
@@ -79,7 +81,7 @@ class Monitor:
     def _judge(self, found: Reading) -> str:
         if found.others_cores > max(self.cores - self.needed, 0) + SPARE:
             return f"other programs took {found.others_cores:.1f} of {self.cores} cores"
-        if found.lag_s > MOST_LAG_S:
+        if found.lag_s > max(MOST_LAG_S, MOST_LAGS * median(self._lags)):
             return f"the event loop was late by {1000 * found.lag_s:.0f} ms"
         slower = found.work_s / median(self._work)
         if slower > MOST_SLOWER:

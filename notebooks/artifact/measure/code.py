@@ -38,9 +38,9 @@ def code_digest(measure: Callable[..., Any], tables: Sequence[str] = ()) -> str:
 
 
 def _measures(module: str) -> bool:
-    ours = (
-        module.startswith(("disco_core", "artifact.measure.", "artifact.analysis."))
-        or module == "artifact.data.model"
+    ours = module.startswith(("disco_core", "artifact.measure.", "artifact.analysis.")) or module in (
+        "artifact.data.model",
+        "artifact.data.traces",
     )
     return ours and module in sys.modules and module not in _NOT
 

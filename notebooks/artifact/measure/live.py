@@ -14,6 +14,7 @@ What a random policy answers is what the end it picks answers alone, so its rows
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -32,6 +33,7 @@ from artifact.measure.answers import (
     request_row,
     run_in_thread,
     timed_answer,
+    together,
     token_row,
 )
 from artifact.measure.ends import CONTEXT, ends, is_server, prompts
@@ -152,7 +154,7 @@ class _Session:
         """Both ends asked at once for the first token; the load comes when it comes."""
         k = i % len(self.built)
         both = (timed_answer(end, self.built[k], 1) for end in (self.server, self.device))
-        (server_s, device_s) = (answer[0][1] for answer in await asyncio.gather(*both))
+        (server_s, device_s) = (answer[0][1] for answer in await together(*both))
         length = self.device.count(self.built[k])
         return {"prompt": self.ids[k], "prompt_tokens": length, "server_s": server_s, "device_s": device_s}
 
@@ -165,6 +167,9 @@ class _Session:
         ttft = own if setting == "raw" else behind_last_hop(hop, own.values_s)
         policies = plans(lengths, ttft, s.budget)
         rules = {constraint: self._rule(constraint, ttft, device) for constraint in Constraint}
+        made_for = hashlib.sha256(f"{own.values_s.tolist()} {device}".encode()).hexdigest()[
+            :6
+        ]  # answers are a plan's
         for request, k in enumerate(spread(lengths, n)):
             server = LastHop(self.server, hop, s.seed, request) if setting == "last hop" else self.server
             about = {"setting": setting, "request": request, "prompt": self.ids[k], "prompt_tokens": lengths[k]}
@@ -174,7 +179,7 @@ class _Session:
                 name: plan.draw(np.array([lengths[k]]), self._rng(request))[:, 0] for name, (plan, _) in asked.items()
             }
             policy_answers = partial(self._answers, asked, self.built[k], server, request)
-            rows = await self.taken.piece(f"{setting}, prompt {request}", policy_answers)
+            rows = await self.taken.piece(f"{setting}, plan {made_for}, prompt {request}", policy_answers)
             for policy, delays in drawn.items():
                 picked = ALONE[End(int(np.isinf(delays[0])))] if policy.startswith("Stoch") else policy
                 row = about | {"policy": policy, "server_delay_s": delays[0], "device_delay_s": delays[1]}

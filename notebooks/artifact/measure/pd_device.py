@@ -33,6 +33,7 @@ from artifact.measure.answers import (
     request_row,
     run_in_thread,
     timed_answer,
+    together,
     token_row,
 )
 from artifact.measure.ends import ends
@@ -152,13 +153,17 @@ class _Session:
         lag = asyncio.create_task(self.taken.monitor.watch())
         try:
             self._ask(await self.taken.piece("pace", self._pace))
+            asked = [f"{k}, {self.device.count(built)} tokens" for k, built in enumerate(self.built)]
             await self._both(0)  # warms them up
-            profile = [row for k in n for row in await self.taken.piece(f"profile {k}", partial(self._both, k))]
-            refined = await self.taken.piece(
-                "refined prompts", partial(asyncio.to_thread, self._refined), timed=False
-            )
+            profile = []
+            for k in n:
+                profile += await self.taken.piece(f"profile {asked[k]}", partial(self._both, k))
+            refine = partial(asyncio.to_thread, self._refined)
+            refined = await self.taken.piece(f"refined prompts {'; '.join(asked)}", refine, timed=False)
             policies = self._policies(pd.DataFrame(profile), refined["ids"])
-            answers = [await self.taken.piece(f"prompt {k}", partial(self._answers, k, policies[k])) for k in n]
+            answers = []
+            for k in n:
+                answers.append(await self.taken.piece(f"prompt {asked[k]}", partial(self._answers, k, policies[k])))
         finally:
             lag.cancel()
             await self.server.aclose()  # type: ignore[attr-defined]
@@ -198,7 +203,7 @@ class _Session:
         built, shortest = self.built[k], await self._forget()
         await timed_answer(self.server, built, 1)
         both = (timed_answer(self.server, built, 48), timed_answer(self.device, built, 16))
-        server, device = ([at for _, at in answer] for answer in await asyncio.gather(*both))
+        server, device = ([at for _, at in answer] for answer in await together(*both))
         longer = {"end": "device", "prompt_tokens": self.device.count(built), "device_s": device[0]}
         ends = (self.server, server), (self.device, device)
         return [shortest, longer, *({"end": end.name, "gap_s": gap} for end, times in ends for gap in np.diff(times))]

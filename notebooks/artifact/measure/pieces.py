@@ -6,6 +6,7 @@ twice, and marked if it stays disturbed.
 
 import asyncio
 import json
+import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -26,7 +27,8 @@ from disco_core.errors import EndpointError
 Tables = dict[str, pd.DataFrame]
 REPEATS = 2  # how often a disturbed piece is measured again
 PATIENCE = 3  # pieces in a row that stayed disturbed, after which none is repeated until one is not
-ALLOWED = 0.05  # share of pieces that may stay disturbed while claims are still judged
+ALLOWED = 0.05  # share of the pieces of a kind that may stay disturbed while claims are still judged; none of FEW
+FEW = 10  # pieces of a kind
 
 
 @dataclass
@@ -43,14 +45,16 @@ class Run:
 
     def __post_init__(self) -> None:
         self.monitor = Monitor(self.cores)
-        self.pieces: dict[str, dict[str, Any]] = _pieces(self.journal)
+        there = _pieces(self.journal)
+        # what stayed disturbed the last time is worth another try
+        self._known = {key: one for key, one in there.items() if not one["busy"]["disturbed"]}
+        self.pieces: dict[str, dict[str, Any]] = {}
         self._stayed = 0
         self._bar: Any = None
 
     def expect(self, pieces: int, unit: str = "piece") -> None:
         """Begin the progress bar of so many pieces."""
-        there = min(len(self.pieces), pieces)
-        self._bar = tqdm(total=pieces, initial=there, desc=self.name, unit=unit, mininterval=1.0, ncols=80)
+        self._bar = tqdm(total=pieces, desc=self.name, unit=unit, mininterval=1.0, ncols=80)
 
     async def piece(self, key: str, take: Callable[[], Awaitable[Any]], *, timed: bool = True) -> Any:
         """What `take` gives, lists and dicts of plain values; measured unless this piece is there already.
@@ -58,7 +62,7 @@ class Run:
         timed   whether its time is what is measured, so that other programs disturb it
         """
         for attempt in range(1 + REPEATS):
-            if key in self.pieces:
+            if self._there(key):
                 break
             # what disturbed the last try, or made the loop late until now, is not this one's
             await asyncio.sleep(WINDOW_S if attempt else 0)
@@ -79,7 +83,7 @@ class Run:
     def piece_now(self, key: str, take: Callable[[], Any]) -> Any:
         """`piece` for a plain function."""
         for attempt in range(1 + REPEATS):
-            if key in self.pieces:
+            if self._there(key):
                 break
             time.sleep(WINDOW_S if attempt else 0)
             with self.monitor.reading() as reading:
@@ -111,13 +115,27 @@ class Run:
         return counts | seen | {"marked": marked}
 
     def disturbed(self) -> str:
-        """Why claims on this measurement are not judged; nothing if they are."""
-        marked = [one["busy"]["disturbed"] for one in self.pieces.values() if one["busy"]["disturbed"]]
-        if len(marked) <= max(1, ALLOWED * len(self.pieces)):
-            return ""
-        return (
-            f"the machine was busy in {len(marked)} of {len(self.pieces)} pieces of {self.name}; in one, {marked[0]}"
-        )
+        """Why claims on this measurement are not judged; nothing if they are.
+
+        Pieces are counted by their kind, which is their name without numbers: a claim rests on those of one kind.
+        """
+        kinds: dict[str, list[str]] = {}
+        for key, one in self.pieces.items():
+            kinds.setdefault(re.sub(r"\d+", "", key), []).append(one["busy"]["disturbed"])
+        for every in kinds.values():
+            marked = list(filter(None, every))
+            if len(marked) > (max(1, ALLOWED * len(every)) if len(every) >= FEW else 0):
+                of = f"{len(marked)} of {len(every)} pieces of one kind of {self.name}"
+                return f"the machine was busy in {of}; in one, {marked[0]}"
+        return ""
+
+    def _there(self, key: str) -> bool:
+        """Whether a piece is there, from now or from an interrupted run."""
+        if key in self._known and key not in self.pieces:
+            self.pieces[key] = self._known[key]
+            if self._bar is not None:
+                self._bar.update()
+        return key in self.pieces
 
     def _keep(self, key: str, attempt: int, rows: Any, reading: Reading) -> None:
         """Write a piece down, unless it was disturbed and is worth another try."""

@@ -33,7 +33,7 @@ from artifact.analysis.quality import ALONE, KEYS
 from artifact.data import model
 from artifact.errors import ArtifactError
 from artifact.measure import judge
-from artifact.measure.answers import run_in_thread
+from artifact.measure.answers import run_in_thread, together
 from artifact.measure.ends import CONTEXT, ends, prompts
 from artifact.measure.live import spread
 from artifact.measure.pieces import Run, Tables
@@ -191,9 +191,9 @@ class _Session:
         both = {end.name: end for end in (self.device, other)}
         for end in both.values():
             end.reuses = False  # type: ignore[attr-defined]  # until it has read this prompt
-        answers = await asyncio.gather(*(self._alone(end, k) for end in both.values()))
+        answers = await together(*(self._alone(end, k) for end in both.values()))
         said = dict(zip(both, answers, strict=True))
-        rows = await asyncio.gather(
+        rows = await together(
             self._moved(self.device, other, k, said[self.device.name]),
             self._moved(other, self.device, k, said[other.name]),
         )

@@ -1,17 +1,15 @@
 """Measurements of this machine: taken piece by piece, stored by content, read with a check.
 
 `measured` gives a folder of csv files and a manifest. It measures only where no stored folder has the same settings,
-code, model, server and machine. Every piece is written down as it comes, so an interrupted measurement goes on where
-it stopped; a piece that something else disturbed is measured again, at most twice, and marked if it stays disturbed.
-`read` gives what such a folder holds.
+code, model, server and machine, or where that one stayed disturbed; then only the disturbed pieces, or those that an
+interrupt left out, are measured. `read` gives what such a folder holds.
 """
 
-import fcntl
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -23,7 +21,7 @@ import pandas as pd
 
 from artifact.data import model
 from artifact.errors import ArtifactError
-from artifact.files import BUILD, ROOT, write_together
+from artifact.files import BUILD, ROOT, locked, write_together
 from artifact.measure.code import code_digest
 from artifact.measure.machine import machine
 from artifact.measure.pieces import Run, Tables, plain
@@ -31,7 +29,7 @@ from artifact.measure.pieces import Run, Tables, plain
 FORMAT = 1
 STORED = BUILD / "stored"
 TEXTS = {"text", "before", "after"}  # columns that are text whatever they say, be it nothing or "NA"
-_VERSIONS = ("llama-cpp-python", "xllamacpp", "numpy")
+_PACKAGES = ("llama-cpp-python", "xllamacpp", "numpy", model.SECOND_PACKAGE)
 
 
 def measured(
@@ -60,20 +58,24 @@ def measured(
         "model": {"name": model.NAME, "sha256": _sha256(model.smollm2_path())},
         "server": None if server is None else dict(server),
         "machine": machine(),
-        "versions": {package: metadata.version(package) for package in _VERSIONS},
+        "versions": _versions(),
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=plain).encode()).hexdigest()
     folder = STORED / f"{name}-{digest[:16]}"
-    with _only_one():
-        if not _complete(folder):
+    with locked(STORED / "lock", "another run is measuring; wait for it, or stop it"):
+        if not _complete(folder) or _manifest(folder)["disturbed"]:
             _take(about, measure, folder, cores)
         _copy(folder, ROOT / out)
     return ROOT / out
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+
+
 def _complete(folder: Path) -> bool:
     try:
-        return not _wrong(folder, json.loads((folder / "manifest.json").read_bytes())["files"])
+        return not _wrong(folder, _manifest(folder)["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -136,6 +138,25 @@ class Measured:
             return "measured in its quick size, which is too small to judge"
         return str(self.manifest["disturbed"])
 
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The settings, named as what an exhibit's provenance holds beside its notebook's own parameters."""
+        return {f"measured {name}": value for name, value in self.settings.items()}
+
+    def report(self) -> str:
+        """How busy the machine was, in a few lines, and whether claims may rest on it."""
+        busy = self.manifest["busy"]
+        lines = [f"{busy['pieces']} pieces, {busy['repeated']} measured again, {busy['disturbed']} stayed disturbed"]
+        signs = {
+            "others_cores": "cores that other programs took",
+            "lag_s": "lag of the event loop (s)",
+            "work_s": "a fixed piece of work (s)",
+        }
+        for sign, name in signs.items():
+            median, p95, most = (f"{busy[sign][which]:.3f}" for which in ("median", "p95", "most"))
+            lines.append(f"{name}: {median} in the median, P95 {p95}, most {most}")
+        return "\n".join([*lines, self.disturbed or "claims may rest on this measurement"])
+
 
 def read(measurements: str | Path, name: str) -> Measured:
     """The measurement `name` in the folder `measurements`, relative to the project's root.
@@ -145,7 +166,7 @@ def read(measurements: str | Path, name: str) -> Measured:
     folder = ROOT / measurements / name
     mend = f"take data/measured, or measure here: `make reproduce`, or the notebook measure_{name}"
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = _manifest(folder)
         if (manifest["format"], manifest["name"]) != (FORMAT, name):
             raise ValueError(f"it is version {manifest['format']} of {manifest['name']!r}, not {FORMAT} of {name!r}")
         if wrong := _wrong(folder, manifest["files"]):
@@ -159,28 +180,6 @@ def read(measurements: str | Path, name: str) -> Measured:
         raise ArtifactError(f"{_shown(folder)} does not hold the measurement {name}: {said}; {mend}") from None
 
 
-@contextmanager
-def _only_one() -> Iterator[None]:
-    """Hold the one lock of all measuring on this machine, since two would disturb each other."""
-    path = STORED / "lock"
-    try:
-        STORED.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror}") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            who = file.read().strip() or "unknown"
-            raise ArtifactError(f"another run is measuring (process {who}); wait for it, or stop it") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
 def _wrong(folder: Path, files: Mapping[str, str]) -> list[str]:
     return [
         name for name, digest in files.items() if not (folder / name).is_file() or _sha256(folder / name) != digest
@@ -191,6 +190,14 @@ def _read_csv(path: Path) -> pd.DataFrame:
     columns = set(pd.read_csv(path, nrows=0))
     unknown = {name: [""] for name in columns - TEXTS}
     return pd.read_csv(path, keep_default_na=False, na_values=unknown, dtype=dict.fromkeys(columns & TEXTS, str))
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def _sha256(path: Path) -> str:

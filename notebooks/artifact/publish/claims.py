@@ -150,12 +150,15 @@ def check(
     Where the claim comes out otherwise the numbers say why; `reason` adds what they cannot.
     `measured` is the measurement the value rests on, or several: on one that was disturbed, or taken with other
     settings than its notebook's defaults, the claim is NOT TESTED.
-    Raises InputError for an unknown id and for empty, NaN or infinite values: those never pass.
+    Raises InputError for an unknown id and for empty, NaN or infinite values: those never pass. A measurement that
+    holds none, such as of answers of which none moved, leaves the claim NOT TESTED.
     """
     claim, values = _get(id, table), np.asarray(ours, dtype=float).ravel()
     rests_on = [measured] if isinstance(measured, Measured) else measured or []
     if unfit := "; ".join(filter(None, map(_unfit, rests_on))):
         return _record(claim, NOT_TESTED, None, unfit, stem, out)
+    if rests_on and (values.size == 0 or np.isnan(values).any()):
+        return _record(claim, NOT_TESTED, None, "what was measured holds no value for it", stem, out)
     if values.size == 0:
         raise InputError(f"claim {id}: no value given; one finite number or more is needed")
     if not np.isfinite(values).all():
