@@ -2,30 +2,30 @@
 # moved into place, so what was interrupted goes on where it stopped, and only what changed is done again.
 PYTHON ?= python3
 TRACES ?= tables
-ARGS ?=
 
 # One rendering: where it builds, where its exhibits go, which measurements it reads, in which size, which notebooks.
 B := build$(if $(filter public,$(TRACES)),/public)
 OUT := $(B)/figures
+HERE = B=$(B)/here OUT=$(B)/here MEASURED=build/measured REST=$(OUT)
+COMMITTED := $(if $(filter build,$(B)),figures)
 MEASURED := data/measured
 QUICK := False
 OF_MEASURED := endpoints dispatch migration live pd_device quality overhead
 STEMS := $(OF_MEASURED) traces qoe arrivals prediction sensitivity costs chat summary
 EXECUTED := $(STEMS:%=$(B)/notebooks/%.ipynb)
 MEASURES := $(patsubst %,$(B)/notebooks/measure_%.ipynb,device live pd_device overhead quality)
-COMMON = quick=$(QUICK) source=$(TRACES) out=$(OUT) measurements=$(MEASURED) read=$(OUT) rest=$(REST)
+COMMON = quick=$(QUICK) source=$(TRACES) out=$(OUT) measurements=$(MEASURED) read=$(OUT) rest=$(REST) --afresh
 
 PY := .venv/bin/python
 ARTIFACT := $(PY) -m artifact
 SUB := $(MAKE) --no-print-directory
-CODE := $(wildcard disco_core/*.py disco_core/*/*.py disco_core/*/*/*.py notebooks/artifact/*.py notebooks/artifact/*/*.py)
+CODE := $(wildcard disco_core/*.py disco_core/*/*.py disco_core/*/*/*.py notebooks/artifact/*.py \
+	$(foreach kind,py mplstyle jinja txt,notebooks/artifact/*/*.$(kind)))
 export PYTHONPATH := notebooks
 unexport PYTHONHOME
 .PHONY: help setup figures reproduce quick reference report claims test lint bench data lab lock clean clean-all \
 	in-figures in-reproduce in-quick in-reference render force
-ifeq ($(filter tables public,$(TRACES)),)
-$(error TRACES=$(TRACES) is not known; it is tables (the committed tables) or public (the public series))
-endif
+$(if $(filter tables public,$(TRACES)),,$(error TRACES=$(TRACES) is not known; it is tables (committed) or public (series)))
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -34,28 +34,29 @@ figures: setup ## every exhibit and verdict from data/ into figures/; TRACES=pub
 reproduce: setup ## hold the same against figures/, measure on this machine, and show its values beside the reference's
 quick: setup ## every exhibit in small, into build/quick/
 reference: setup ## for maintainers: measure on this machine, and make that data/measured/ and figures/
-figures reproduce quick reference:
-	@$(ARTIFACT) alone $(SUB) in-$@
+figures reproduce quick reference: ; @$(ARTIFACT) alone $(SUB) in-$@
 in-figures:
 	@$(SUB) -j2 render
-	@$(ARTIFACT) $(if $(filter build,$(B)),compare $(OUT) figures --update,claims $(OUT))
-# Measuring comes first and one after the other, since what else runs would be in it; but quality measures no time.
+	@failed=0; $(if $(COMMITTED),$(ARTIFACT) compare $(OUT) figures --update || failed=1;) \
+		$(ARTIFACT) claims $(or $(COMMITTED),$(OUT)) || failed=1; exit $$failed
+# Times are measured first and one after the other, since what else runs would be in them. What breaks stops no other.
 in-reproduce:
-	@$(SUB) -j1 $(filter-out %quality.ipynb,$(MEASURES))
-	@$(SUB) -j2 $(filter %quality.ipynb,$(MEASURES)) render
-	@$(SUB) -j2 render B=build/here OUT=build/here MEASURED=build/measured STEMS="$(OF_MEASURED) summary" REST=$(OUT)
-	@$(ARTIFACT) report $(OUT) --here build/here --executed $(B)/notebooks --out $(B)/report.html
-	@failed=0; $(if $(filter build,$(B)),$(ARTIFACT) compare $(OUT) figures || failed=1;) \
-		$(ARTIFACT) claims $(OUT) --here build/here || failed=1; exit $$failed
+	@trap 'exit 130' INT TERM; broke=; try() { what=$$1; shift; "$$@" || broke="$$broke, $$what"; }; mkdir -p $(B)/here; \
+	try "measuring time" $(SUB) -kj1 $(filter-out %quality.ipynb,$(MEASURES)); \
+	try "measuring quality or rendering the reference" $(SUB) -kj2 $(filter %quality.ipynb,$(MEASURES)) render; \
+	try "rendering this machine's" $(SUB) -kj2 render STEMS="$(OF_MEASURED) summary" $(HERE); \
+	try "the report" $(ARTIFACT) report $(OUT) --here $(B)/here --executed $(B)/notebooks --out $(B)/report.html; \
+	$(if $(COMMITTED),try "holding it against figures/" $(ARTIFACT) compare $(OUT) figures;) \
+	try "the reference's verdicts" $(ARTIFACT) claims $(OUT) --here $(B)/here; \
+	[ -z "$$broke" ] || { echo "make reproduce: went wrong (see above): $${broke#, }" >&2; exit 1; }
 in-quick:
-	@$(SUB) -j2 render B=$(B:build%=build/quick%) QUICK=True
-	@$(ARTIFACT) claims $(B:build%=build/quick%)/figures --quick
+	@$(SUB) -j2 render B=$(B:build%=build/quick%) QUICK=True && $(ARTIFACT) claims $(B:build%=build/quick%)/figures --quick
 in-reference:
 	@$(SUB) -j1 $(MEASURES)
 	@$(ARTIFACT) reference
 	@$(SUB) in-figures
-render: $(EXECUTED)
-	@$(ARTIFACT) gallery $(OUT)
+render:
+	+@$(ARTIFACT) sweep $(OUT) $(EXECUTED) && $(SUB) $(EXECUTED) && $(ARTIFACT) gallery $(OUT)
 
 # One rule for every notebook. Those that measure are always started: by the content of settings, code and model they
 # see whether there is something to do. Nothing rests on chat, which is there to be used.
@@ -68,8 +69,7 @@ $(B)/notebooks/summary.ipynb: $(filter-out %/summary.ipynb %/chat.ipynb,$(EXECUT
 
 report: setup ## every claim and exhibit of figures/ on one page, build/report.html
 claims: setup ## the verdicts in figures/, without computing anything
-report claims:
-	@$(ARTIFACT) $@
+report claims: ; @$(ARTIFACT) $@
 test: setup ## the tests; ARGS="-k claims" passes options on
 	$(PY) -m pytest $(ARGS)
 lint: setup ## ruff and mypy

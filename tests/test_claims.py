@@ -197,6 +197,16 @@ def test_this_machine_s_value_stands_beside_and_decides_nothing(decide, table, t
     busy = measurement("the machine was busy")
     claims.check("L1", 80, stem="live", out=here, table=table, measured=busy)
     assert beside()["L1"] == "NOT TESTED"
+    claims.check(
+        "B1", 31, stem="dispatch", out=here, table=table
+    )  # a simulated exhibit, but what it says is measured
+    assert beside()["B1"] == "31"
+    claims.check("B1", 30, stem="dispatch", out=here, table=table)
+    assert beside()["B1"] == "same"
+    assert main(["claims", str(reference), "--here", str(here)]) == 0
+    assert "\nhere: L1: the machine was busy\n" in capsys.readouterr().out
+    (here / "live.claims.json").unlink()
+    assert beside()["L1"] == "MISSING"
 
 
 def test_verdicts_that_a_folder_lacks_are_taken_from_the_rest(decide, table, tmp_path):

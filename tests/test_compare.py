@@ -1,4 +1,4 @@
-"""Exhibits are held against the committed ones: byte for byte in the locked environment, else by their numbers."""
+"""Exhibits are held against the committed ones: byte for byte in their environment, else by their numbers."""
 
 import json
 import shutil
@@ -6,17 +6,16 @@ import shutil
 import pytest
 
 from artifact.__main__ import main
-from artifact.errors import ArtifactError
 from artifact.files import FIGURES
-from artifact.publish import compare
+from artifact.publish import claims_table, compare
 
 STEMS = ("costs_fit", "costs_energy")
 
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    """Two folders with the same exhibits and verdicts, in the locked environment."""
-    monkeypatch.setattr(compare, "unlocked", list)
+    """Two folders with the same exhibits and verdicts, in the environment they were made in."""
+    monkeypatch.setattr(compare, "unlocked", lambda _: [])
     for name in ("made", "committed"):
         (tmp_path / name).mkdir()
         for stem in (*STEMS, "costs.claims"):
@@ -63,48 +62,75 @@ def test_what_differs_is_put_in_its_place(folders):
 
 @pytest.mark.parametrize(
     ("old", "new", "alike"),
-    [("0.583", "0.5830001", True), ("0.583", "0.584", False), ("0.583", "nan", False), ("4", "4.0", True)],
+    [
+        *(("0.583", "0.5830001", True), ("0.583", "0.584", False), ("0.583", "nan", False), ("4", "4.0", True)),
+        *(("0.123456", "0.123457", True), ("0.123456", "0.123476", False), ("1e-17", "-3e-12", True)),
+        *(("1.23457e+06", "1.23458e+06", True), ("287", "288", False), ("0", "0.001", False)),
+    ],
 )
 def test_in_another_environment_numbers_decide(folders, monkeypatch, capsys, old, new, alike):
     made, committed = folders
-    monkeypatch.setattr(compare, "unlocked", lambda: ["numpy 1.0"])
+    monkeypatch.setattr(compare, "unlocked", lambda _: ["numpy 1.0"])
     (made / "costs_fit.svg").write_text("another")
     (made / "costs_fit.json").write_text("{}")
     (committed / "costs_fit.csv").write_text(f"device,r2\nphone 5,{old}\n")
     (made / "costs_fit.csv").write_text(f"device,r2\nphone 5,{new}\n")
     assert main(["compare", *map(str, folders)]) == (0 if alike else 1)
     told = capsys.readouterr().out
-    assert "Not the locked environment (numpy 1.0): numbers were compared, pictures may not agree." in told
+    assert "Not the environment of figures/ (numpy 1.0): numbers were compared, pictures may not agree." in told
     assert ("costs_fit: .csv" in told) != alike
 
 
 def test_in_another_environment_verdicts_are_held_against_each_other(folders, monkeypatch):
     made, committed = folders
-    monkeypatch.setattr(compare, "unlocked", lambda: ["numpy 1.0"])
+    monkeypatch.setattr(compare, "unlocked", lambda _: ["numpy 1.0"])
     path = made / "costs.claims.json"
     found = json.loads(path.read_text())
     found[0]["ours"]["median"] *= 1 + 1e-8
+    found[0]["ours"]["text"] = "median 0.5833 of 8 (0.5573 to 0.62), p = 0.00024"
     path.write_text(json.dumps(found))
+    other = json.loads((committed / path.name).read_text())
+    other[0]["ours"]["text"] = "median 0.5832 of 8 (0.5573 to 0.6199), p = 0.00025"
+    (committed / path.name).write_text(json.dumps(other))
     assert compare.compare(made, committed).same
+    for old, new in (("of 8", "of 9"), ("0.5832", "0.5835")):
+        other[0]["ours"]["text"] = found[0]["ours"]["text"].replace("0.5833", "0.5832").replace(old, new)
+        (committed / path.name).write_text(json.dumps(other))
+        assert not compare.compare(made, committed).same
     found[0]["verdict"] = "PASS" if found[0]["verdict"] != "PASS" else "DIFFERS"
     path.write_text(json.dumps(found))
     assert compare.compare(made, committed).differ == {"costs.claims": ".json"}
 
 
-def test_folders_without_exhibits_are_told(tmp_path, folders, capsys):
+def test_a_folder_without_exhibits_is_told(tmp_path, folders, capsys):
     assert main(["compare", str(tmp_path / "none"), str(folders[1])]) == 1
     assert capsys.readouterr().err == f"no exhibit in {tmp_path / 'none'}; run `make figures` first\n"
-    with pytest.raises(ArtifactError, match="no exhibit in"):
-        compare.compare(folders[0], tmp_path)
+    assert set(compare.compare(folders[0], tmp_path).differ.values()) == {"new"}
 
 
-def test_the_environment_of_the_lock_is_known(tmp_path, monkeypatch):
-    lock = tmp_path / "requirements.lock"
-    monkeypatch.setattr(compare, "LOCK", lock)
-    lock.write_text("".join(f"{name}=={compare.metadata.version(name)}\n" for name in compare.PACKAGES))
-    assert compare.unlocked() == []
-    lock.write_text(lock.read_text().replace("numpy==", "numpy==9"))
-    assert compare.unlocked() == [f"numpy {compare.metadata.version('numpy')}"]
-    lock.unlink()
-    with pytest.raises(ArtifactError, match=r"cannot read requirements\.lock"):
-        compare.unlocked()
+def test_the_environment_is_that_of_the_exhibits(tmp_path):
+    paths = [tmp_path / "a.json", tmp_path / "b.json", tmp_path / "none.json"]
+    for path in paths[:2]:
+        path.write_text(json.dumps({"packages": {"scipy": compare.metadata.version("scipy")}}))
+    assert compare.unlocked(paths) == []
+    paths[1].write_text(json.dumps({"packages": {"scipy": "1.0", "none-such": "1"}}))
+    assert compare.unlocked(paths) == [f"scipy {compare.metadata.version('scipy')}", "none-such is not installed"]
+    assert compare.unlocked(FIGURES.glob("*_fit.json")) == []
+
+
+def test_the_pages_made_of_the_exhibits_are_compared_too(folders, monkeypatch, capsys):
+    _, committed = folders
+    readme = committed.parent / "README.md"
+    readme.write_text("<!-- claims: x -->\nold\n<!-- end of claims -->\n")
+    monkeypatch.setattr("artifact.__main__.FIGURES", committed)
+    monkeypatch.setattr(claims_table, "README", readme)
+    assert main(["compare", *map(str, folders)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "2 exhibits, 0 differ",
+        *(f"{path} is not what {committed}/ gives; run `make figures`" for path in (committed / "README.md", readme)),
+    ]
+    assert main(["compare", *map(str, folders), "--update"]) == 0
+    assert "D14" in readme.read_text()
+    assert main(["compare", *map(str, folders)]) == 0
+    readme.write_text(readme.read_text().replace("D14", "D15"))
+    assert main(["compare", *map(str, folders)]) == 1

@@ -274,4 +274,4 @@ def test_a_gallery_of_nothing_or_of_a_broken_file_is_an_error(tmp_path):
     [("pd_device_live", "pd_device"), ("dispatch_d4", "dispatch"), ("chat", "chat"), ("none_such", "none")],
 )
 def test_an_exhibit_knows_the_notebook_that_made_it(stem, notebook):
-    assert provenance._notebook(stem) == ROOT / "notebooks" / f"{notebook}.ipynb"
+    assert provenance.notebook(stem) == ROOT / "notebooks" / f"{notebook}.ipynb"

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from artifact.files import ROOT
+from artifact.publish import compare, gallery
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DOCUMENTS = ["README.md", "REPRODUCING.md"]
@@ -43,6 +44,20 @@ def test_every_make_command_of_a_document_exists(document):
     named = {name for name in named if name not in ("alone",)}
     assert named
     assert named <= targets()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_document_counts_the_exhibits_as_compare_does(document):
+    exhibits = compare.compare("figures", "figures").exhibits
+    assert re.findall(r'"(\d+)\sexhibits,\s0\sdiffer"', (ROOT / document).read_text()) == [str(exhibits)]
+
+
+def test_each_exhibit_is_told_of_once_with_its_kind():
+    told = {}
+    for names, kind in re.findall(r"^\| (`.*?) \| ([a-z]+) \|", (ROOT / "REPRODUCING.md").read_text(), re.MULTILINE):
+        first, *others = re.findall(r"`(\w+)`", names)
+        told |= {first + name if name.startswith("_") else name: kind for name in (first, *others)}
+    assert told == {one["stem"]: one["kind"] for one in gallery.exhibits()}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -94,6 +109,9 @@ def test_an_unknown_choice_of_traces_is_refused(traces, told):
     assert told in done.stderr
 
 
+COMPILED = dict.fromkeys(("python3", "cc", "c++"), "exit 0")
+
+
 @pytest.mark.parametrize(
     ("programs", "told"),
     [
@@ -101,6 +119,8 @@ def test_an_unknown_choice_of_traces_is_refused(traces, told):
         ({"python3": '[ "$1" = -V ] && echo Python 3.9.2; exit 1'}, "Python 3.9.2 is too old"),
         ({"python3": 'case "$2" in *ensurepip*) exit 1;; esac; exit 0'}, "python3 has no venv module"),
         ({"python3": "exit 0"}, "no C and C++ compiler; install one"),
+        (COMPILED | {"mkdir": "exit 1"}, "cannot write build/: the disk is full or this folder is read-only"),
+        (COMPILED | {"mkdir": "/bin/mkdir -p build/.setup; exit 1"}, "another make is setting up; wait for it"),
     ],
 )
 def test_setup_says_in_one_line_what_the_machine_lacks(tmp_path, programs, told):

@@ -1,10 +1,14 @@
 """`make`: a run that fails is mended and goes on, two at once are one too many, chat stops nothing."""
 
 import fcntl
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -115,3 +119,115 @@ def test_a_command_that_there_is_not_is_told(capsys):
         main(["nonsense"])
     assert caught.value.code == 2
     assert "invalid choice: 'nonsense'" in capsys.readouterr().err
+
+
+FAKE = """\
+#!/bin/sh
+shift 2
+echo "$*" >>log
+case $1 in
+    alone) shift; exec "$@" ;;
+    run) word=$(basename "$2" .ipynb); mkdir -p "$4" ;;
+    *) word=$1 ;;
+esac
+echo "$word" | grep -qxf broken && exit 1
+[ "$word" != measure_live ] || [ ! -e slow ] || sleep 30
+[ "$1" != run ] || touch "$4/$word.ipynb"
+"""
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """A project whose artifact only notes what it is asked to do, and fails where `broken` says so."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    (tmp_path / "notebooks").mkdir()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        (tmp_path / "notebooks" / path.name).touch()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text(FAKE)
+    python.chmod(0o755)
+    (tmp_path / ".venv" / ".setup").touch()
+    (tmp_path / "broken").touch()
+    return tmp_path
+
+
+def asked(fake):
+    """What the artifact was asked to do, a word of each command, for the notebooks with what they read."""
+    lines = [line.split() for line in (fake / "log").read_text().splitlines()]
+    return [" ".join(words[:2]) if words[0] != "run" else Path(words[1]).stem for words in lines]
+
+
+def test_reproduce_measures_renders_twice_and_ends_with_the_verdicts(fake):
+    done = make(fake, "reproduce")
+    assert (done.returncode, done.stderr) == (0, "")
+    words = asked(fake)
+    assert words[1:5] == ["measure_device", "measure_live", "measure_pd_device", "measure_overhead"]
+    assert words[-3:] == ["report build/figures", "compare build/figures", "claims build/figures"]
+    assert (words.count("live"), words.count("summary"), words.count("qoe")) == (2, 2, 1)
+    assert sorted(word for word in words if word.startswith("sweep")) == ["sweep build/figures", "sweep build/here"]
+    public = make(fake, "reproduce", "TRACES=public")
+    assert public.returncode == 0
+    assert asked(fake)[-2:] == ["report build/public/figures", "claims build/public/figures"]
+    assert "sweep build/public/here" in asked(fake)
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ("measure_live", "measuring time"),
+        ("measure_quality", "measuring quality or rendering the reference"),
+        ("live", "measuring quality or rendering the reference, rendering this machine's"),
+        ("report", "the report"),
+        ("compare", "holding it against figures/"),
+        ("claims", "the reference's verdicts"),
+    ],
+)
+def test_whatever_breaks_reproduce_ends_with_the_verdicts_and_says_what_broke(fake, broken, told):
+    (fake / "broken").write_text(f"{broken}\n")
+    done = make(fake, "reproduce")
+    assert done.returncode
+    assert f"make reproduce: went wrong (see above): {told}" in done.stderr.splitlines()
+    assert asked(fake)[-2:] == ["compare build/figures", "claims build/figures"]
+    assert {"measure_overhead", "qoe", "costs"} <= set(asked(fake))
+
+
+def test_ctrl_c_ends_reproduce_at_once(fake):
+    (fake / "slow").touch()
+    command = ["make", "reproduce"]
+    running = subprocess.Popen(
+        command, cwd=fake, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    until = time.monotonic() + 20
+    while "measure_live" not in (fake / "log").read_text() if (fake / "log").exists() else True:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.killpg(running.pid, signal.SIGINT)
+    running.communicate(timeout=10)
+    assert running.returncode
+    assert asked(fake)[-1] == "measure_live"
+
+
+@pytest.mark.parametrize("broken", ["", "claims", "compare"])
+def test_figures_end_with_the_verdicts(fake, broken):
+    (fake / "broken").write_text(f"{broken}\n" if broken else "")
+    assert bool(make(fake, "figures").returncode) == bool(broken)
+    assert (fake / "log").read_text().splitlines()[-2:] == [
+        "compare build/figures figures --update",
+        "claims figures",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["publish/disco.mplstyle", "publish/report.html.jinja", "data/registry.txt", "x/y.py"]
+)
+def test_what_notebooks_are_made_with_makes_them_anew(fake, name):
+    path = fake / "notebooks" / "artifact" / name
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert make(fake, "figures").returncode == 0
+    assert make(fake, "-q", "build/notebooks/qoe.ipynb").returncode == 0
+    os.utime(path, (time.time() + 60,) * 2)
+    assert make(fake, "-q", "build/notebooks/qoe.ipynb").returncode == 1

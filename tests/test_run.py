@@ -382,3 +382,57 @@ def test_no_cell_of_a_notebook_ends_with_what_a_call_for_its_effect_returns():
                 continue
             called = getattr(getattr(getattr(body[-1], "value", None), "func", None), "attr", "")
             assert called not in {"save", "save_table", "legend", "set", "plot"}, f"{path.name}: {source[-80:]}"
+
+
+MAKES = """\
+from pathlib import Path
+for name in ("try_a.csv", "try_a.json", "try.claims.json"):
+    Path(out).mkdir(exist_ok=True)
+    (Path(out) / name).write_text(name)"""
+
+
+@pytest.fixture
+def rendered(notebook, tmp_path, monkeypatch):
+    """Two notebooks' exhibits, one of them rendered, and beside them files of no notebook."""
+    monkeypatch.setattr(run, "BUILD", tmp_path)
+    out = tmp_path / "figures"
+    out.mkdir()
+    for name in ("try_before.csv", "try.claims.json", "another_x.json", "README.md"):
+        (out / name).write_text("old")
+    return run.render(notebook(MAKES), tmp_path / "executed", out=str(out)), out
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_an_earlier_rendering(rendered, tmp_path):
+    copy, out = rendered
+    ours = ["try.claims.json", "try_a.csv", "try_a.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "another_x.json", *ours]
+    run.sweep(out, [copy])
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", *ours]
+    assert copy.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda out: (out / "try_a.csv").write_text("by hand"),
+        lambda out: (out / "try_a.csv").unlink(),
+        lambda out: (out / "try_left.csv").touch(),
+        lambda out: out.rename(out.with_name("elsewhere")),
+    ],
+)
+def test_exhibits_that_are_not_as_they_were_made_are_made_again(rendered, harm):
+    copy, out = rendered
+    harm(out)
+    run.sweep(out, [copy])
+    assert not copy.exists()
+
+
+def test_exhibits_are_taken_away_below_build_only(notebook, tmp_path):
+    (tmp_path / "try_a.csv").write_text("old")
+    with pytest.raises(InputError, match="below build/ only"):
+        run.render(notebook(), tmp_path, out=str(tmp_path))
+    with pytest.raises(InputError, match="below build/ only"):
+        run.sweep("figures", ["build/notebooks/none.ipynb"])
+    assert (tmp_path / "try_a.csv").exists()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact.commands import ending
-from artifact.files import BUILD, DATA, ROOT, lock
+from artifact.files import BUILD, DATA, FIGURES, ROOT, lock, shown
 
 
 def run(given: Namespace) -> int:
@@ -26,7 +26,16 @@ def run(given: Namespace) -> int:
             print(f"{one.name} = {one.default}  # {one.type}: {one.help}")
         return 0
     common = runner.common(given.notebook, runner.pairs(given.common, "--common"))
-    print(_shown(runner.run(given.notebook, given.out, **common | runner.pairs(given.set))))
+    does = runner.render if given.afresh else runner.run
+    print(shown(does(given.notebook, given.out, **common | runner.pairs(given.set))))
+    return 0
+
+
+def sweep(given: Namespace) -> int:
+    """take away what the next rendering is to make anew: exhibits that are lost, changed, or of no notebook"""
+    from artifact.publish import run as runner
+
+    runner.sweep(given.folder, given.executed)
     return 0
 
 
@@ -34,28 +43,34 @@ def claims(given: Namespace) -> int:
     """print the claims table of a folder of exhibits; 1 if a verdict is not the expected one"""
     from artifact.publish import claims_table
 
-    shown = claims_table.lines(given.folder, here=given.here)
-    print(claims_table.text(shown, min(max(shutil.get_terminal_size((110, 24)).columns, 80), 160)))
+    table = claims_table.lines(given.folder, here=given.here)
+    print(claims_table.text(table, min(max(shutil.get_terminal_size((110, 24)).columns, 80), 160)))
     if given.quick:
         print("This was the quick size: what it says of a claim is a first look, and decides nothing.")
-    if lost := claims_table.lost(given.folder, shown):
+    if lost := claims_table.lost(given.folder, table):
         print(f"No exhibit in {given.folder} is called {', '.join(lost)}: correct data/claims.csv or render it.")
-    off = bool(lost) or any(one.verdict != one.expected for one in shown)
+    off = bool(lost) or any(one.verdict != one.expected for one in table)
     return 1 if off and not given.quick else 0
 
 
 def compare(given: Namespace) -> int:
-    """compare exhibits and verdicts with the committed ones; 1 if something differs"""
+    """compare exhibits and verdicts, and the pages made of them, with the committed ones; 1 if something differs"""
     from artifact.publish import claims_table, gallery
     from artifact.publish import compare as comparison
 
     found = comparison.compare(given.made, given.committed)
     print(found)
+    pages = (ROOT / given.committed).resolve() == FIGURES.resolve()  # the README tells of no other folder
     if not given.update:
-        return 0 if found.same else 1
+        other = [] if not pages else [gallery.page(FIGURES), claims_table.page(claims_table.lines(FIGURES))]
+        stale = [path for path, text in other if not path.exists() or path.read_text(encoding="utf-8") != text]
+        for path in stale:
+            print(f"{shown(path)} is not what {shown(FIGURES)}/ gives; run `make figures`")
+        return 0 if found.same and not stale else 1
     comparison.update(given.made, given.committed, found)
     gallery.gallery(given.committed)
-    claims_table.write_readme(claims_table.lines(given.committed))
+    if pages:
+        claims_table.write_readme(claims_table.lines(given.committed))
     if found.differ:
         print(f"{given.committed} has them now as they came out")
     return 1 if found.gone else 0
@@ -65,7 +80,7 @@ def gallery(given: Namespace) -> int:
     """write the gallery of a folder of exhibits, its README.md"""
     from artifact.publish import gallery as galleries
 
-    print(_shown(galleries.gallery(given.folder)))
+    print(shown(galleries.gallery(given.folder)))
     return 0
 
 
@@ -74,7 +89,7 @@ def report(given: Namespace) -> int:
     from artifact.publish import report as reports
 
     path = reports.report(given.folder, given.out, given.executed, given.here)
-    print(f"{_shown(path)}: {path.stat().st_size / 2**20:.1f} MB")
+    print(f"{shown(path)}: {path.stat().st_size / 2**20:.1f} MB")
     return 0
 
 
@@ -83,7 +98,7 @@ def reference(given: Namespace) -> int:
     from artifact.publish import reference as references
 
     for folder in references.take(given.measured):
-        print(_shown(folder))
+        print(shown(folder))
     return 0
 
 
@@ -117,7 +132,7 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m artifact", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add = {}
-    for does in (run, compare, claims, gallery, report, reference, tables, fetch, alone):
+    for does in (run, sweep, compare, claims, gallery, report, reference, tables, fetch, alone):
         add[does.__name__] = commands.add_parser(does.__name__, help=does.__doc__, description=does.__doc__)
         add[does.__name__].set_defaults(does=does)
     run_ = add["run"]
@@ -127,10 +142,13 @@ def options() -> argparse.ArgumentParser:
     run_.add_argument("--set", **many, help="parameters of the notebook; an unknown one is an error")
     run_.add_argument("--common", **many, help="parameters of many notebooks; those it does not have are left out")
     run_.add_argument("--out", default=BUILD / "by-hand", type=Path, help="folder of the copy (build/by-hand)")
+    run_.add_argument("--afresh", action="store_true", help="without its earlier exhibits in out, below build/")
     run_.add_argument("--params", action="store_true", help="list the notebook's parameters and stop")
     add["compare"].add_argument("made", help="folder of the exhibits as they came out")
     add["compare"].add_argument("committed", nargs="?", default="figures", help="what they are to be (figures)")
     add["compare"].add_argument("--update", action="store_true", help="put those that differ in their place, exit 0")
+    add["sweep"].add_argument("folder", help="folder of the exhibits")
+    add["sweep"].add_argument("executed", nargs="+", help="executed copies of the notebooks that make them")
     for name in ("claims", "gallery", "report"):
         add[name].add_argument("folder", nargs="?", default="figures", help="folder of the exhibits (figures)")
     for name in ("claims", "report"):
@@ -148,10 +166,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     given = options().parse_args(argv)
     return ending(partial(given.does, given))
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 if __name__ == "__main__":

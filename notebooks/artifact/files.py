@@ -30,6 +30,11 @@ def folder(out: Path | str) -> Path:
     return ROOT / out
 
 
+def shown(path: Path) -> Path:
+    """A path as it is told: relative to the project's root where it lies below that."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
 def write_atomic(path: Path | str, content: bytes | str) -> Path:
     """Write a file so that a reader sees the old content or the new, never a part.
 

@@ -33,7 +33,8 @@ class Line:
     exhibit: str
     rule: str
     reason: str
-    here: str = ""  # this machine's value, "same" for a claim that rests on no measurement; "" if none was asked for
+    here: str = ""  # this machine's value; "same" where it judged none or came to the same; "" if none was asked for
+    here_reason: str = ""  # why it was not tested on what this machine measured
 
     @property
     def shown(self) -> str:
@@ -58,12 +59,12 @@ def lines(
     reference = verdicts(directory, claims, rest)
     ours = verdicts(here, claims) if here is not None else {}
     return [
-        _line(claim, reference[id], _here(directory, claim, reference[id], ours[id]) if ours else "")
+        _line(claim, reference[id], *(_here(directory, claim, reference[id], ours[id]) if ours else ("", "")))
         for id, claim in load(claims).items()
     ]
 
 
-def _line(claim: Claim, verdict: Verdict, here: str) -> Line:
+def _line(claim: Claim, verdict: Verdict, here: str, here_reason: str) -> Line:
     paper = claim.paper or "-"
     if claim.kind != "trend" and claim.tolerance > 0:
         paper += f" ± {claim.tolerance:g}"
@@ -80,16 +81,18 @@ def _line(claim: Claim, verdict: Verdict, here: str) -> Line:
         rule=claim.rule,
         reason=verdict["reason"],
         here=here,
+        here_reason=here_reason,
     )
 
 
-def _here(directory: str | Path, claim: Claim, reference: Verdict, ours: Verdict) -> str:
-    """This machine's value of a claim, with its verdict where that is another than the reference's."""
-    if not _measured(directory, claim.exhibit):
-        return "same" if reference["ours"] else "-"
-    if ours["verdict"] == reference["verdict"]:
-        return _value(ours)
-    return f"{_value(ours)} {ours['verdict']}".removeprefix("- ")
+def _here(directory: str | Path, claim: Claim, reference: Verdict, ours: Verdict) -> tuple[str, str]:
+    """This machine's value of a claim, with its verdict where that is another, and why it was not tested."""
+    judged = "id" in ours or _measured(directory, claim.exhibit)  # a verdict that no file holds has no id
+    alike = ours["verdict"] == reference["verdict"]
+    if not judged or (alike and ours["ours"] == reference["ours"]):
+        return "same" if reference["ours"] else "-", ""
+    reason = "" if ours["ours"] else ours["reason"]
+    return (_value(ours) if alike else f"{_value(ours)} {ours['verdict']}".removeprefix("- ")), reason
 
 
 def _value(verdict: Verdict) -> str:
@@ -122,6 +125,8 @@ def text(shown: Sequence[Line], width: int = 110) -> str:
     wrapped.insert(1, "  ".join("-" * one for one in widths))
     reasons = dict.fromkeys(one.reason for one in shown if one.reason)
     notes = [f"{', '.join(one.id for one in shown if one.reason == why)}: {why}" for why in reasons]
+    missed = dict.fromkeys(one.here_reason for one in shown if one.here_reason)
+    notes += [f"here: {', '.join(one.id for one in shown if one.here_reason == why)}: {why}" for why in missed]
     filled = [textwrap.fill(note, width, subsequent_indent="    ") for note in notes]
     return "\n".join([*wrapped, "", *filled, "", count(shown)])
 
@@ -146,14 +151,20 @@ def markdown(shown: Sequence[Line], folder: str = "figures") -> str:
     return head + "".join(rows) + f"\n{count(shown)}.\n"
 
 
-def write_readme(shown: Sequence[Line], readme: Path | None = None) -> Path:
-    """Write the table into the README, between its two marks. ArtifactError where they are missing."""
+def page(shown: Sequence[Line], readme: Path | None = None) -> tuple[Path, str]:
+    """The README with the table between its two marks. ArtifactError where they are missing."""
     path = readme or README
     before = path.read_text(encoding="utf-8")
     after, blocks = _BLOCK.subn(lambda found: f"{found[1]}\n{markdown(shown)}\n{found[2]}", before)
     if blocks != 1:
         raise ArtifactError(f"{path.name} has no block <!-- claims: ... --> ... <!-- end of claims --> for the table")
-    return path if after == before else write_atomic(path, after)
+    return path, after
+
+
+def write_readme(shown: Sequence[Line], readme: Path | None = None) -> Path:
+    """Write the table into the README, between its two marks. ArtifactError where they are missing."""
+    path, text = page(shown, readme)
+    return path if path.read_text(encoding="utf-8") == text else write_atomic(path, text)
 
 
 def lost(directory: str | Path, shown: Sequence[Line]) -> list[str]:

@@ -36,9 +36,14 @@ def exhibits(directory: str | Path = FIGURES) -> list[dict[str, Any]]:
     return [_read(path) for path in paths]
 
 
+def page(directory: str | Path = FIGURES) -> tuple[Path, str]:
+    """`directory/README.md` as it is to be, one section per exhibit. ArtifactError as `exhibits`."""
+    return ROOT / directory / "README.md", "\n".join([_HEAD, *map(_section, exhibits(directory))])
+
+
 def gallery(directory: str | Path = FIGURES) -> Path:
-    """Write `directory/README.md`, one section per exhibit, and return its path. ArtifactError as `exhibits`."""
-    path, text = ROOT / directory / "README.md", "\n".join([_HEAD, *map(_section, exhibits(directory))])
+    """Write the page of a folder of exhibits, and return its path. ArtifactError as `exhibits`."""
+    path, text = page(directory)
     same = path.exists() and path.read_text(encoding="utf-8") == text
     return path if same else write_atomic(path, text)
 
@@ -85,9 +90,9 @@ def _read(path: Path) -> dict[str, Any]:
         try:
             content = (path.parent / name).read_bytes()
         except OSError:
-            raise ArtifactError(f"exhibit {path.stem} has no {name}; run its notebook again") from None
+            raise ArtifactError(f"exhibit {path.stem} has no {name}; run `make figures`") from None
         if hashlib.sha256(content).hexdigest() != digest:
-            raise ArtifactError(f"{name} is not what was rendered; restore it, or run its notebook again")
+            raise ArtifactError(f"{name} is not what was rendered; run `make figures`, or restore it")
     if older := changed(found):
         raise ArtifactError(f"exhibit {path.stem} is older than {', '.join(older)}; run `make figures`")
     return found

@@ -44,14 +44,14 @@ def record(
 
     ArtifactError where a file cannot be read, InputError for parameters that are no plain values.
     """
-    notebook = _notebook(stem)
+    book = notebook(stem)
     files = _tables(source) if data is None else [ROOT / one for one in data]
     found: dict[str, Any] = {
         "stem": stem,
         "kind": kind,
         "caption": caption,
         "source": source,
-        "notebook": notebook.relative_to(ROOT).as_posix() if notebook.exists() else None,
+        "notebook": book.relative_to(ROOT).as_posix() if book.exists() else None,
         "parameters": {name: _plain(value) for name, value in sorted(parameters.items())},
         "data": {_portable(path): _sha256(path) for path in sorted(files)},
         "digest": f"sha256:{hashlib.sha256(numbers).hexdigest()}",
@@ -77,7 +77,7 @@ def changed(found: Mapping[str, Any]) -> list[str]:
     return [name for name, path in tables.items() if not path.is_file() or _sha256(path) != found["data"][name]]
 
 
-def _notebook(stem: str) -> Path:
+def notebook(stem: str) -> Path:
     """The notebook whose name begins an exhibit's stem, the longest of several; it need not exist."""
     words = stem.split("_")
     paths = [ROOT / "notebooks" / f"{'_'.join(words[:n])}.ipynb" for n in range(len(words), 0, -1)]

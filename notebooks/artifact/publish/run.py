@@ -10,6 +10,8 @@ gives up at a default with a `=` in it and at a type such as `str | None`.
 import ast
 import contextlib
 import difflib
+import hashlib
+import json
 import logging
 import os
 import re
@@ -24,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from artifact.errors import ArtifactError
-from artifact.files import BUILD, ROOT, locked
+from artifact.files import BUILD, ROOT, locked, shown, write_atomic
+from artifact.publish.provenance import notebook as notebook_of
 from disco_core.errors import InputError
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -73,7 +76,7 @@ def parameters(notebook: str | Path) -> dict[str, Parameter]:
             try:
                 return {one.name: one for one in _declared(cell.source)}
             except (SyntaxError, tokenize.TokenError) as error:
-                raise ArtifactError(f"{_shown(path)}: its parameters cell is not Python: {error}") from None
+                raise ArtifactError(f"{shown(path)}: its parameters cell is not Python: {error}") from None
     return {}
 
 
@@ -109,7 +112,7 @@ def run(notebook: str | Path, out: str | Path = BUILD / "by-hand", /, **given: A
     values = check(source, given)
     done, failed = folder / source.name, folder / f"{source.stem}.failed.ipynb"
     running = folder / f".{source.stem}.running.ipynb"
-    with locked(running, f"{source.stem} is being run into {_shown(folder)} by another command; wait for it"):
+    with locked(running, f"{source.stem} is being run into {shown(folder)} by another command; wait for it"):
         try:
             _prepare_environment()
             with _shown_progress(source) as (bar, kernel):
@@ -132,11 +135,65 @@ def run(notebook: str | Path, out: str | Path = BUILD / "by-hand", /, **given: A
         except DeadKernelError:
             raise ArtifactError(f"{source.name}: the kernel died; most often the machine is out of memory") from None
         except OSError as error:
-            raise ArtifactError(f"cannot write {_shown(done)}: {error.strerror or error}") from None
+            raise ArtifactError(f"cannot write {shown(done)}: {error.strerror or error}") from None
         finally:
             with contextlib.suppress(OSError):
                 running.unlink()
     return done
+
+
+def render(notebook: str | Path, out: str | Path, /, **given: Any) -> Path:
+    """`run` without anything left of what an earlier run put in the folder of exhibits, `given["out"]`.
+
+    Beside the executed copy a list says what the run made, by which `sweep` sees that it is not there any more.
+    InputError for a folder of exhibits outside `build/`, whose files are not this function's to remove.
+    """
+    source, exhibits = find(notebook), _below_build(given.get("out", out))
+    for path in _made(exhibits).get(source.stem, ()):
+        path.unlink(missing_ok=True)
+    done = run(source, out, **given)
+    write_atomic(_list_of(done), json.dumps(_digests(exhibits, source.stem), indent=1) + "\n")
+    return done
+
+
+def sweep(exhibits: str | Path, executed: Sequence[str | Path]) -> None:
+    """Take away what a rendering would not make, so that the next one does: exhibits of other notebooks than these,
+    and the executed copies of those whose exhibits are not as they left them, lost or changed by hand.
+    """
+    folder, copies = _below_build(exhibits), {Path(path).stem: ROOT / path for path in executed}
+    for stem, paths in _made(folder).items():
+        for path in paths if stem not in copies else ():
+            path.unlink(missing_ok=True)
+    for stem, copy in copies.items():
+        try:
+            as_made = json.loads(_list_of(copy).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            as_made = None
+        if as_made != _digests(folder, stem):
+            copy.unlink(missing_ok=True)
+
+
+def _below_build(exhibits: str | Path) -> Path:
+    if not (ROOT / exhibits).resolve().is_relative_to(BUILD.resolve()):
+        raise InputError(f"out is {str(exhibits)!r}; exhibits are taken away below build/ only")
+    return ROOT / exhibits
+
+
+def _made(exhibits: Path) -> dict[str, list[Path]]:
+    """The files of a folder of exhibits by the notebook that their names begin with; not the gallery."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(exhibits.glob("[!.]*.*")):
+        if path.is_file() and path.name != "README.md":
+            found.setdefault(notebook_of(path.name.partition(".")[0]).stem, []).append(path)
+    return found
+
+
+def _digests(exhibits: Path, stem: str) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in _made(exhibits).get(stem, ())}
+
+
+def _list_of(copy: Path) -> Path:
+    return copy.with_suffix(".exhibits.json")
 
 
 class _KernelStderr:
@@ -213,7 +270,7 @@ def _failure(source: Path, error: Any, copy: Path) -> str:
     lines = [line.strip() for line in error.source.splitlines()]
     first = next((line for line in lines if line and not line.startswith("#")), "")
     problem = f"{error.ename}: {_one_line(error.evalue)}".removesuffix(": ")
-    return f"{source.name}: {problem}\n  in the cell `{first}`; the run so far is in {_shown(copy)}"
+    return f"{source.name}: {problem}\n  in the cell `{first}`; the run so far is in {shown(copy)}"
 
 
 def _book(path: Path) -> Any:
@@ -222,7 +279,7 @@ def _book(path: Path) -> Any:
     try:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises whatever it meets in a file that is no notebook
-        raise ArtifactError(f"{_shown(path)} is not a readable notebook: {_one_line(error)}") from None
+        raise ArtifactError(f"{shown(path)} is not a readable notebook: {_one_line(error)}") from None
 
 
 def _declared(source: str) -> Iterator[Parameter]:
@@ -298,10 +355,6 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 def _one_line(text: object) -> str:
     return " ".join(str(text).split())
-
-
-def _shown(path: Path) -> Path:
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def pairs(texts: Sequence[str], option: str = "--set") -> dict[str, str]:
