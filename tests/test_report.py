@@ -56,12 +56,16 @@ def test_every_claim_and_exhibit_is_in_it_with_its_caption_and_parameters(page):
 def test_this_machine_s_values_stand_beside_the_reference_s(tmp_path):
     here = tmp_path / "here"
     claims.check("D9", [1] * 6, stem="endpoints", out=here)
+    claims.not_tested("L1", "the machine was busy", stem="live", out=here)
     text = report.report(out=tmp_path / "report.html", here=here).read_text()
     (row,) = (one for one in text.split("<tr ")[1:] if one.startswith('id="claim-D9"'))
     shown = re.findall(r'data-name="(\w+)">(.*?)</td>', row)
     assert [name for name, _ in shown] == ["paper", "reference", "here"]
     assert shown[2][1] == "6 of 6 as the paper says, p = 0.016"
     assert '<td data-name="here">same</td>' in text
+    (row,) = (one for one in text.split("<tr ")[1:] if one.startswith('id="claim-L1"'))
+    assert "here: the machine was busy" in row
+    assert '<td data-name="here">NOT TESTED</td>' in row
     assert 'data-name="here"' not in report.report(out=tmp_path / "report.html").read_text()
 
 
