@@ -429,6 +429,14 @@ def test_exhibits_that_are_not_as_they_were_made_are_made_again(rendered, harm):
     assert not copy.exists()
 
 
+@pytest.mark.slow
+def test_a_notebook_without_exhibits_is_run_once(notebook, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "BUILD", tmp_path)
+    copy = run.render(notebook(declared="seed = 0"), tmp_path / "executed")
+    run.sweep(tmp_path / "figures", [copy])
+    assert copy.exists()
+
+
 def test_exhibits_are_taken_away_below_build_only(notebook, tmp_path):
     (tmp_path / "try_a.csv").write_text("old")
     with pytest.raises(InputError, match="below build/ only"):

@@ -148,11 +148,12 @@ def render(notebook: str | Path, out: str | Path, /, **given: Any) -> Path:
     Beside the executed copy a list says what the run made, by which `sweep` sees that it is not there any more.
     InputError for a folder of exhibits outside `build/`, whose files are not this function's to remove.
     """
-    source, exhibits = find(notebook), _below_build(given.get("out", out))
-    for path in _made(exhibits).get(source.stem, ()):
+    source, exhibits = find(notebook), _below_build(given["out"]) if "out" in given else None
+    for path in _made(exhibits).get(source.stem, ()) if exhibits else ():
         path.unlink(missing_ok=True)
     done = run(source, out, **given)
-    write_atomic(_list_of(done), json.dumps(_digests(exhibits, source.stem), indent=1) + "\n")
+    made = _digests(exhibits, source.stem) if exhibits else {}
+    write_atomic(_list_of(done), json.dumps(made, indent=1) + "\n")
     return done
 
 
