@@ -164,7 +164,8 @@ def test_what_measures_leaves_a_folder_that_is_read_and_judges_nothing(tmp_path,
     run(f"measure_{name}", tmp_path, quick=True, out=str(tmp_path / name))
     found = store.read(tmp_path, name)
     assert found.tables
-    assert all(len(table) for table in found.tables.values())
+    optional = {"perplexity", "verdicts"}  # with a second model, and with judges
+    assert all(len(table) for table_name, table in found.tables.items() if table_name not in optional)
     assert found.disturbed == "measured in its quick size, which is too small to judge"
 
 
@@ -211,9 +212,9 @@ def test_notebooks_keep_their_form(path):
     text = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     assert notebook.metadata.kernelspec.name == "python3"
     assert not any(cell.outputs or cell.execution_count for cell in code)
-    assert 5 <= len(code) <= 12
-    cells = [cell.source.partition('in notebooks/") from None\n')[2] or cell.source for cell in code]
-    for source in cells:  # apart from the lines that find `artifact`, and imports
+    computing = [cell.source for cell in code if "start this notebook in the project's root" not in cell.source]
+    assert 5 <= len(computing) <= 12
+    for source in computing:  # apart from imports
         assert len([line for line in source.splitlines() if line and not line.startswith(("import", "from"))]) <= 25
     headings = [line[3:] for source in text for line in source.splitlines() if line.startswith("## ")]
     assert headings == ["Question", "Design", "Expect", "Compute", "Check"]
