@@ -36,7 +36,7 @@ def test_the_server_does_not_outlive_its_parent(how):
         "from disco_core.endpoints.local_server import LocalServer\n"
         "with LocalServer(smollm2_path()) as server: print(server.pid, flush=True); time.sleep(60)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "notebooks")])}
     parent = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
     )
