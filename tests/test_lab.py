@@ -15,7 +15,7 @@ import nbformat
 import pytest
 
 from artifact.files import ROOT
-from artifact.publish import claims_table, run
+from artifact.publish import claims_table, parameters, run
 
 INDEX = ROOT / "notebooks" / "index.ipynb"
 STEMS = sorted({path.stem for path in INDEX.parent.glob("*.ipynb")} - {"index"})
@@ -61,7 +61,7 @@ COMMON = {  # parameters that several notebooks have, with what stands in them b
 
 @pytest.mark.parametrize("stem", [*STEMS, "index"])
 def test_by_hand_a_notebook_leaves_the_committed_exhibits_alone(stem):
-    found = {name: one.default for name, one in run.parameters(stem).items()}
+    found = {name: one.default for name, one in parameters.parameters(stem).items()}
     assert {name: value for name, value in found.items() if name in COMMON} == {
         name: value for name, value in COMMON.items() if name in found
     }

@@ -20,7 +20,7 @@ import pytest
 from artifact.__main__ import main
 from artifact.errors import ArtifactError
 from artifact.files import ROOT, lock
-from artifact.publish import run
+from artifact.publish import parameters, run
 from disco_core.errors import InputError
 
 PARAMETERS = """\
@@ -52,9 +52,9 @@ def outputs(path):
 
 
 def test_parameters_are_read_with_type_default_and_meaning(notebook):
-    found = run.parameters(notebook())
+    found = parameters.parameters(notebook())
     assert list(found) == ["budget", "draws", "quick", "out", "lengths", "plain"]
-    assert found["budget"] == run.Parameter(
+    assert found["budget"] == parameters.Parameter(
         "budget", "float", "0.3", "share of prompt tokens the scarce end may prefill"
     )
     assert found["plain"].type == "int"
@@ -62,7 +62,7 @@ def test_parameters_are_read_with_type_default_and_meaning(notebook):
 
 def test_text_is_read_as_the_declared_type(notebook):
     given = {"budget": "1", "draws": "7", "quick": "True", "out": "1", "lengths": "[3]", "plain": "5"}
-    checked = run.check(notebook(), given)
+    checked = parameters.check(notebook(), given)
     assert checked == {"budget": 1.0, "draws": 7, "quick": True, "out": "1", "lengths": [3], "plain": 5}
     assert isinstance(checked["budget"], float)
 
@@ -81,7 +81,7 @@ def test_a_value_of_the_wrong_type_is_named_with_the_type(notebook, name, value)
         .replace("[", r"\[")
         .replace(")", r"\)"),
     ):
-        run.check(notebook(), {name: value})
+        parameters.check(notebook(), {name: value})
 
 
 def test_an_unknown_parameter_lists_the_known_ones(notebook, capsys):
@@ -104,7 +104,7 @@ pair = (
 
 
 def test_defaults_with_an_equals_sign_and_types_with_none_are_read(notebook):
-    found = run.parameters(notebook(declared=HARD))
+    found = parameters.parameters(notebook(declared=HARD))
     assert [(one.name, one.type, one.default, one.help) for one in found.values()] == [
         ("query", "str", '"a=b"', "what is asked, as name=value"),
         ("page", "str | None", "None", "where from; None: from anywhere"),
@@ -113,10 +113,10 @@ def test_defaults_with_an_equals_sign_and_types_with_none_are_read(notebook):
         ("pair", "tuple", "(1, 2)", "both"),
     ]
     path = notebook(declared=HARD)
-    assert run.check(path, {"page": "None", "depth": "4"}) == {"page": None, "depth": 4}
-    assert run.check(path, {"page": "there", "depth": "None"}) == {"page": "there", "depth": None}
+    assert parameters.check(path, {"page": "None", "depth": "4"}) == {"page": None, "depth": 4}
+    assert parameters.check(path, {"page": "there", "depth": "None"}) == {"page": "there", "depth": None}
     with pytest.raises(InputError, match=r"depth takes a value of type None\|int, not 'deep'"):
-        run.check(path, {"depth": "deep"})
+        parameters.check(path, {"depth": "deep"})
 
 
 @pytest.mark.slow
@@ -133,7 +133,7 @@ def test_a_parameters_cell_that_is_no_python_is_told(notebook, capsys):
 
 def test_common_parameters_are_left_out_where_a_notebook_has_none(notebook, capsys):
     given = {"draws": "3", "nowhere": "1", "source": "tables"}
-    assert run.common(notebook(), given) == {"draws": "3"}
+    assert parameters.common(notebook(), given) == {"draws": "3"}
     assert main(["run", str(notebook()), "--common", "draws=many", "nowhere=1"]) == 2
     assert "parameter draws takes a value of type int" in capsys.readouterr().err
     assert main(["run", str(notebook()), "--common", "nowhere"]) == 2
@@ -360,7 +360,7 @@ def test_every_notebook_has_documented_parameters_and_no_outputs():
         cells = json.loads(path.read_text())["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         assert not any(cell["outputs"] or cell["execution_count"] for cell in code), path.name
-        for parameter in run.parameters(path).values():
+        for parameter in parameters.parameters(path).values():
             assert parameter.help, f"{path.name}: {parameter.name} says no meaning"
 
 

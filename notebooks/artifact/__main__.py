@@ -19,15 +19,16 @@ from artifact.files import BUILD, DATA, FIGURES, ROOT, lock, shown
 
 def run(given: Namespace) -> int:
     """run a notebook from the project's root and keep the executed copy"""
+    from artifact.publish import parameters as declared
     from artifact.publish import run as runner
 
     if given.params:
-        for one in runner.parameters(given.notebook).values():
+        for one in declared.parameters(given.notebook).values():
             print(f"{one.name} = {one.default}  # {one.type}: {one.help}")
         return 0
-    common = runner.common(given.notebook, runner.pairs(given.common, "--common"))
+    common = declared.common(given.notebook, declared.pairs(given.common, "--common"))
     does = runner.render if given.afresh else runner.run
-    print(shown(does(given.notebook, given.out, **common | runner.pairs(given.set))))
+    print(shown(does(given.notebook, given.out, **common | declared.pairs(given.set))))
     return 0
 
 

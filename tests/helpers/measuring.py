@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from artifact.measure.pieces import Run
-from artifact.publish.run import parameters
+from artifact.publish.parameters import parameters
 
 
 def defaults(notebook: str) -> dict[str, Any]:

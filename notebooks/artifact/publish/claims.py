@@ -27,7 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 from artifact.errors import ArtifactError
 from artifact.files import DATA, FIGURES, ROOT, folder, write_atomic
 from artifact.measure.store import Measured
-from artifact.publish.run import parameters
+from artifact.publish.parameters import parameters
 from disco_core.errors import InputError
 
 PASS, DIFFERS, NOT_TESTED, MISSING = "PASS", "DIFFERS", "NOT TESTED", "MISSING"
