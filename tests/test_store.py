@@ -266,6 +266,16 @@ def test_where_it_stays_busy_nothing_is_repeated_until_it_is_quiet(tmp_path, cap
     assert "busy in 5 of 7 pieces of one kind of device" in run.disturbed()
 
 
+def test_what_is_no_time_says_nothing_of_how_busy_it_is(tmp_path):
+    """Between pieces that stay disturbed, one that is not timed does not begin the repeating anew."""
+    run, taken = disturbed_run(tmp_path, *["busy"] * 11), []
+    for k in range(3):
+        run.piece_now(str(k), lambda: 0)
+    asyncio.run(run.piece("untimed", lambda: asyncio.sleep(0), timed=False))
+    run.piece_now("3", lambda: taken.append(3))
+    assert taken == [3]
+
+
 def test_an_endpoint_that_misses_its_deadline_is_asked_again(tmp_path, capsys):
     async def work(fails):
         run = a_run(tmp_path, "device", cores=2)

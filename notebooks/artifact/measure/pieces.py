@@ -76,8 +76,7 @@ class Run:
                     raise
                 self._say(f"{self.name}, {key}: {error}; measured again")
                 continue
-            reading.disturbed = reading.disturbed if timed else ""
-            self._keep(key, attempt, rows, reading)
+            self._keep(key, attempt, rows, reading, timed=timed)
         return self.pieces[key]["rows"]
 
     def piece_now(self, key: str, take: Callable[[], Any]) -> Any:
@@ -137,17 +136,17 @@ class Run:
                 self._bar.update()
         return key in self.pieces
 
-    def _keep(self, key: str, attempt: int, rows: Any, reading: Reading) -> None:
+    def _keep(self, key: str, attempt: int, rows: Any, reading: Reading, *, timed: bool = True) -> None:
         """Write a piece down, unless it was disturbed and is worth another try."""
-        if not self.cores:
-            reading.disturbed = ""
+        timed = timed and self.cores > 0
+        reading.disturbed = reading.disturbed if timed else ""
         if reading.disturbed:
             again = attempt < REPEATS and self._stayed < PATIENCE
             self._say(f"{self.name}, {key}: {reading.disturbed}; {'measured again' if again else 'marked'}")
             if again:
                 return
-        self._stayed = self._stayed + 1 if reading.disturbed else 0
-        if self._stayed == PATIENCE:
+        self._stayed = self._stayed + 1 if reading.disturbed else 0 if timed else self._stayed
+        if self._stayed == PATIENCE and reading.disturbed:
             self._say(f"{self.name}: the machine stays busy, so disturbed pieces are marked and not repeated")
         line = json.dumps({"piece": key, "attempt": attempt, "rows": rows, "busy": vars(reading)}, default=plain)
         try:
