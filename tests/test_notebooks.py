@@ -12,7 +12,8 @@ from artifact.data.model import smollm2_path
 from artifact.files import DATA, ROOT
 from artifact.measure import store
 from artifact.publish import claims, reference
-from artifact.publish.run import common, run
+from artifact.publish.parameters import common
+from artifact.publish.run import run
 from disco_core.endpoints.local_server import LocalServer
 
 NOTEBOOKS = [path for path in sorted((ROOT / "notebooks").glob("*.ipynb")) if path.stem != "index"]  # which asks none
