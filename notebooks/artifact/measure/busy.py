@@ -16,7 +16,7 @@ from statistics import median
 
 import psutil
 
-SPARE = 0.25  # cores that others may take of those needed
+SPARE = 0.125  # of the cores needed, the share that others may take
 MOST_LAG_S, MOST_LAGS = 0.05, 5  # of the event loop; and times the median lag, where that is more
 MOST_SLOWER = 1.5  # times the median time of the fixed piece of work
 WINDOW_S = 1.0  # CPU times come in ticks of 10 ms, so a shorter piece is looked at with what came before it
@@ -79,7 +79,7 @@ class Monitor:
         return max(0.0, total - before) / max(at - first, 1e-3)
 
     def _judge(self, found: Reading) -> str:
-        if found.others_cores > max(self.cores - self.needed, 0) + SPARE:
+        if found.others_cores > max(self.cores - self.needed, 0) + SPARE * self.needed:
             return f"other programs took {found.others_cores:.1f} of {self.cores} cores"
         if found.lag_s > max(MOST_LAG_S, MOST_LAGS * median(self._lags)):
             return f"the event loop was late by {1000 * found.lag_s:.0f} ms"
