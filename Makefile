@@ -45,7 +45,7 @@ in-reproduce:
 	try "measuring time" $(SUB) -kj1 $(filter-out %quality.ipynb,$(MEASURES)); \
 	try "measuring quality or rendering the reference" $(SUB) -kj2 $(filter %quality.ipynb,$(MEASURES)) render; \
 	try "rendering this machine's" $(SUB) -kj2 render STEMS="$(OF_MEASURED) summary" $(HERE); \
-	try "the report" $(ARTIFACT) report $(OUT) --here $(B)/here --executed $(B)/notebooks --out $(B)/report.html; \
+	try "the report" $(ARTIFACT) report $(OUT) --here $(B)/here --out $(B)/report.html; \
 	$(if $(COMMITTED),try "holding it against figures/" $(ARTIFACT) compare $(OUT) figures;) \
 	try "the reference's verdicts" $(ARTIFACT) claims $(OUT) --here $(B)/here; \
 	[ -z "$$broke" ] || { echo "make reproduce: went wrong (see above): $${broke#, }" >&2; exit 1; }

@@ -63,7 +63,8 @@ def compare(given: Namespace) -> int:
     print(found)
     pages = (ROOT / given.committed).resolve() == FIGURES.resolve()  # the README tells of no other folder
     if not given.update:
-        other = [] if not pages else [gallery.page(FIGURES), claims_table.page(claims_table.lines(FIGURES))]
+        readme = claims_table.page(claims_table.lines(FIGURES)) if pages else None
+        other = [*gallery.pages(FIGURES).items(), readme] if readme else []
         stale = [path for path, text in other if not path.exists() or path.read_text(encoding="utf-8") != text]
         for path in stale:
             print(f"{shown(path)} is not what {shown(FIGURES)}/ gives; run `make figures`")
@@ -89,7 +90,7 @@ def report(given: Namespace) -> int:
     """write the report of a folder of exhibits as one self-contained page"""
     from artifact.publish import report as reports
 
-    path = reports.report(given.folder, given.out, given.executed, given.here)
+    path = reports.report(given.folder, given.out, given.here)
     print(f"{shown(path)}: {path.stat().st_size / 2**20:.1f} MB")
     return 0
 
@@ -156,7 +157,6 @@ def options() -> argparse.ArgumentParser:
         add[name].add_argument("--here", help="folder of the exhibits of what this machine measured")
     add["claims"].add_argument("--quick", action="store_true", help="of a quick run: exit 0 whatever the verdicts")
     add["report"].add_argument("--out", default="build/report.html", help="the page (build/report.html)")
-    add["report"].add_argument("--executed", default="build/notebooks", help="executed notebooks (build/notebooks)")
     add["reference"].add_argument("measured", nargs="?", default="build/measured", help="(build/measured)")
     add["tables"].add_argument("--out", type=Path, default=DATA, help="folder to write to (data/)")
     add["alone"].add_argument("command", nargs=argparse.REMAINDER, help="the command and its arguments")

@@ -16,11 +16,25 @@ DATA = ROOT / "data"
 FIGURES = ROOT / "figures"
 BUILD = ROOT / "build"
 
-# The notebooks whose exhibits the report and the index show, as one would read them.
-READING_ORDER = (
-    *("summary", "traces", "endpoints", "dispatch", "migration", "live", "pd_device", "quality", "qoe"),
-    *("arrivals", "prediction", "sensitivity", "costs", "overhead", "chat"),
-)
+# The notebooks whose exhibits the report and the index show, as one would read them, with their titles.
+CHAPTERS = {
+    "system": "The system",
+    "summary": "The results",
+    "traces": "Public traces",
+    "endpoints": "One device and one server",
+    "dispatch": "Dispatch",
+    "migration": "Migration",
+    "live": "Live streams",
+    "pd_device": "P/D-Device",
+    "quality": "Quality of migrated answers",
+    "qoe": "Quality of experience",
+    "arrivals": "Arrivals and queues",
+    "prediction": "Predicting TTFT",
+    "sensitivity": "Sensitivity",
+    "costs": "Costs and energy",
+    "overhead": "Overhead",
+    "chat": "Chat",
+}
 
 
 def folder(out: Path | str) -> Path:

@@ -32,9 +32,22 @@ from disco_core.errors import InputError
 
 PASS, DIFFERS, NOT_TESTED, MISSING = "PASS", "DIFFERS", "NOT TESTED", "MISSING"
 TABLE = DATA / "claims.csv"
-_COLUMNS = ("id", "source", "mark", "statement", "kind", "paper", "tolerance", "rule", "expected", "exhibit")
+_COLUMNS = (
+    "id",
+    "source",
+    "mark",
+    "statement",
+    "kind",
+    "paper",
+    "tolerance",
+    "better",
+    "rule",
+    "expected",
+    "exhibit",
+)
 # settings that no rule fixes: who is asked is what the claim says, and the quick size is said by the measurement
 _ANY = {"quick", "server", "judges", "judge_url", "second"}
+_BETTER = ("higher", "lower", "")
 _KINDS = ("band", "at least", "at most", "trend")
 
 Verdict = dict[str, Any]  # the object written to <stem>.claims.json
@@ -42,7 +55,10 @@ Verdict = dict[str, Any]  # the object written to <stem>.claims.json
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the table. `low`, `high` are the paper's values, nan where a trend states none."""
+    """One row of the table. `low`, `high` are the paper's values, nan where a trend states none.
+
+    better    which values would be better than the paper's, "higher" or "lower"; "" where the paper states no number
+    """
 
     id: str
     source: str
@@ -51,6 +67,7 @@ class Claim:
     kind: str
     paper: str
     tolerance: float
+    better: str
     rule: str
     expected: str
     exhibit: str
@@ -62,6 +79,16 @@ class Claim:
         """The level of the sign test that a trend's rule names, as in `sign test p < 0.05`."""
         found = re.search(r"p\s*<\s*(0?\.\d+)", self.rule)
         return float(found[1]) if found else math.nan
+
+    def place(self, value: float) -> str:
+        """Where a value lies against the paper's own, in words; nothing where the paper states no number."""
+        if not self.better or math.isnan(self.low):
+            return ""
+        if self.low <= value <= self.high:
+            return "inside the range" if self.low < self.high else "the same value"
+        if self.low - self.tolerance <= value <= self.high + self.tolerance:
+            return "within the tolerance"
+        return "beyond, better" if (value > self.high) == (self.better == "higher") else "beyond, worse"
 
 
 def load(table: Path | None = None) -> dict[str, Claim]:
@@ -102,6 +129,7 @@ def _claim(row: dict[str, str]) -> Claim:
     for column, allowed in (
         ("kind", _KINDS),
         ("mark", ("P", "N", "R")),
+        ("better", _BETTER),
         ("expected", (PASS, DIFFERS, NOT_TESTED)),
     ):
         if row[column] not in allowed:
@@ -141,6 +169,7 @@ def check(
     stem: str,
     out: str | Path = FIGURES,
     reason: str = "",
+    favourable: ArrayLike | None = None,
     measured: Measured | Sequence[Measured] | None = None,
     table: Path | None = None,
 ) -> Verdict:
@@ -148,6 +177,7 @@ def check(
 
     `ours` is in the unit of the claim; for a trend it holds signed differences, positive as the paper says.
     Where the claim comes out otherwise the numbers say why; `reason` adds what they cannot.
+    `favourable` is the same against the reading of the baseline that favours it (Stoch+): shown, never judged.
     `measured` is the measurement the value rests on, or several: on one that was disturbed, or taken with other
     settings than its notebook's defaults, the claim is NOT TESTED.
     Raises InputError for an unknown id and for empty, NaN or infinite values: those never pass. A measurement that
@@ -176,6 +206,10 @@ def check(
         passed_by = "" if passed else why
     reason = "; ".join(part for part in (passed_by, reason) if part)
     ours_shown = {"median": _rounded(float(np.median(values))), "text": text}
+    if favourable is not None:
+        other = np.asarray(favourable, dtype=float).ravel()
+        test = _test_trend if claim.kind == "trend" else _test_median
+        ours_shown["favourable"] = test(claim, other)[1]
     return _record(claim, PASS if passed else DIFFERS, ours_shown, reason, stem, out)
 
 

@@ -1,4 +1,4 @@
-"""The claims table as text, as Markdown and in the README: the paper's value, ours, the verdict, and why.
+"""The claims table as text and as Markdown: the paper's value, ours, where ours lies, the verdict, and why.
 
 Ours is the reference run's; beside it, where it was measured here as well, stands this machine's.
 """
@@ -6,15 +6,19 @@ Ours is the reference run's; beside it, where it was measured here as well, stan
 import json
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import pandas as pd
+from tabulate import tabulate
 
 from artifact.errors import ArtifactError
 from artifact.files import FIGURES, ROOT, write_atomic
 from artifact.publish.claims import DIFFERS, MISSING, NOT_TESTED, PASS, Claim, Verdict, load, verdicts
 
 README = ROOT / "README.md"
+HEADLINE = ("D1", "D2", "D3", "D6a", "D8", "L1", "L5", "P1")  # what the README shows of them
 _BLOCK = re.compile(r"(<!-- claims: [^\n]*-->\n).*?(<!-- end of claims -->)", re.DOTALL)
 
 
@@ -33,6 +37,8 @@ class Line:
     exhibit: str
     rule: str
     reason: str
+    place: str = ""  # where our value lies against the paper's
+    favourable: str = ""  # our value against the reading of the baseline that favours it
     here: str = ""  # this machine's value; "same" where it judged none or came to the same; "" if none was asked for
     here_reason: str = ""  # why it was not tested on what this machine measured
 
@@ -64,6 +70,23 @@ def lines(
     ]
 
 
+def shown(verdicts: Iterable[Verdict], claims: Path | None = None) -> pd.DataFrame:
+    """What a notebook shows of the verdicts it came to: id, paper, ours, place, verdict, reason."""
+    table = load(claims)
+    rows = (_line(table[one["id"]], one, "", "") for one in verdicts)
+    return pd.DataFrame(
+        {
+            "id": one.id,
+            "paper": one.paper,
+            "ours": _ours(one),
+            "place": one.place,
+            "verdict": one.verdict,
+            "reason": one.reason,
+        }
+        for one in rows
+    )
+
+
 def _line(claim: Claim, verdict: Verdict, here: str, here_reason: str) -> Line:
     paper = claim.paper or "-"
     if claim.kind != "trend" and claim.tolerance > 0:
@@ -80,6 +103,8 @@ def _line(claim: Claim, verdict: Verdict, here: str, here_reason: str) -> Line:
         exhibit=claim.exhibit,
         rule=claim.rule,
         reason=verdict["reason"],
+        place=claim.place(verdict["ours"]["median"]) if verdict["ours"] else "",
+        favourable=verdict["ours"].get("favourable", "") if verdict["ours"] else "",
         here=here,
         here_reason=here_reason,
     )
@@ -112,57 +137,59 @@ def count(shown: Sequence[Line]) -> str:
 def text(shown: Sequence[Line], width: int = 110) -> str:
     """The table for a terminal, its reasons below it."""
     here = any(one.here for one in shown)
-    head = ("id", "mark", "claim", "paper", *(("reference", "here") if here else ("ours",)), "verdict")
-    rows: list[tuple[str, ...]] = [head]
-    for one in shown:
-        values = (one.ours, one.here) if here else (one.ours,)
-        rows.append((one.id, one.mark, one.statement, one.paper, *values, one.shown))
-    fixed = {at: max(len(row[at]) for row in rows) for at in (0, 1, len(head) - 1)}
-    shares = (0.34, 0.18, 0.24, 0.24) if here else (0.42, 0.22, 0.36)
-    room = max(width - sum(fixed.values()) - 2 * (len(head) - 1), 40)
-    widths = [fixed[0], fixed[1], *(int(room * share) for share in shares), fixed[len(head) - 1]]
-    wrapped = [line for row in rows for line in _wrapped(row, widths)]
-    wrapped.insert(1, "  ".join("-" * one for one in widths))
+    head = ("id", "claim", "paper", *(("reference", "here") if here else ("ours",)), "place", "verdict")
+    rows = [
+        (one.id, one.statement, one.paper, _ours(one), *((one.here,) if here else ()), one.place, one.shown)
+        for one in shown
+    ]
+    shares = (0.31, 0.15, 0.22, 0.2, 0.12) if here else (0.39, 0.18, 0.29, 0.14)
+    room = max(width - 28, 50)
+    widths = [4, *(int(room * share) for share in shares), 10]
+    table = tabulate(rows, head, tablefmt="simple", maxcolwidths=widths, disable_numparse=True)
     reasons = dict.fromkeys(one.reason for one in shown if one.reason)
     notes = [f"{', '.join(one.id for one in shown if one.reason == why)}: {why}" for why in reasons]
     missed = dict.fromkeys(one.here_reason for one in shown if one.here_reason)
     notes += [f"here: {', '.join(one.id for one in shown if one.here_reason == why)}: {why}" for why in missed]
     filled = [textwrap.fill(note, width, subsequent_indent="    ") for note in notes]
-    return "\n".join([*wrapped, "", *filled, "", count(shown)])
+    return "\n".join([table, "", *filled, "", count(shown)])
 
 
-def _wrapped(cells: Sequence[str], widths: Sequence[int]) -> list[str]:
-    columns = [textwrap.wrap(cell, width) or [""] for cell, width in zip(cells, widths, strict=True)]
-    height = max(map(len, columns))
-    padded = [column + [""] * (height - len(column)) for column in columns]
-    return [
-        "  ".join(f"{c:{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in zip(*padded, strict=True)
-    ]
-
-
-def markdown(shown: Sequence[Line], folder: str = "figures") -> str:
+def markdown(shown: Sequence[Line], folder: str = "") -> str:
     """The table in Markdown, each verdict linked to its exhibit in `folder`."""
-    head = "| | claim | paper | ours | verdict |\n|---|---|---|---|---|\n"
     rows = []
     for one in shown:
-        linked = f"[{one.shown}]({folder}/{one.exhibit}.png)" if _tested(one) else one.shown
-        cells = (f"{one.id} ({one.mark})", one.statement, one.paper, one.ours, linked)
-        rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n")
-    return head + "".join(rows) + f"\n{count(shown)}.\n"
+        linked = f"[{one.shown}]({folder}{one.exhibit}.csv)" if _tested(one) else one.shown
+        rows.append((f"{one.id} ({one.mark})", one.statement, one.paper, _ours(one), one.place, linked))
+    barred = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    head = ("", "claim", "paper", "ours", "place", "verdict")
+    return str(tabulate(barred, head, tablefmt="pipe", disable_numparse=True)) + "\n"
+
+
+def headline(shown: Sequence[Line]) -> str:
+    """The README's small table: the claims in HEADLINE."""
+    by_id = {one.id: one for one in shown}
+    missing = [id for id in HEADLINE if id not in by_id]
+    if missing:
+        raise ArtifactError(f"data/claims.csv has no claim {', '.join(missing)}, which the README shows")
+    return f"{markdown([by_id[id] for id in HEADLINE], 'figures/')}\n{count(shown)}.\n"
+
+
+def _ours(one: Line) -> str:
+    return one.ours + (f"; against Stoch+ {one.favourable}" if one.favourable else "")
 
 
 def page(shown: Sequence[Line], readme: Path | None = None) -> tuple[Path, str]:
-    """The README with the table between its two marks. ArtifactError where they are missing."""
+    """The README with its small table between the two marks. ArtifactError where they are missing."""
     path = readme or README
     before = path.read_text(encoding="utf-8")
-    after, blocks = _BLOCK.subn(lambda found: f"{found[1]}\n{markdown(shown)}\n{found[2]}", before)
+    after, blocks = _BLOCK.subn(lambda block: f"{block[1]}\n{headline(shown)}\n{block[2]}", before)
     if blocks != 1:
         raise ArtifactError(f"{path.name} has no block <!-- claims: ... --> ... <!-- end of claims --> for the table")
     return path, after
 
 
 def write_readme(shown: Sequence[Line], readme: Path | None = None) -> Path:
-    """Write the table into the README, between its two marks. ArtifactError where they are missing."""
+    """Write the small table into the README, between its two marks. ArtifactError where they are missing."""
     path, text = page(shown, readme)
     return path if path.read_text(encoding="utf-8") == text else write_atomic(path, text)
 

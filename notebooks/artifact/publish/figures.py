@@ -1,8 +1,8 @@
-"""Figures: one style, one colour per policy, and one `save` that writes an exhibit with its provenance.
+"""Exhibits: one style, one colour per policy; `save` and `save_table` write an exhibit with its provenance.
 
-An exhibit is five files of one stem: .svg .pdf .png, the .csv of its numbers and the .json of where they come
-from; a table is also .md and .tex. All are made before the first is put in place, and from the same numbers they are
-the same bytes at every run.
+A figure is five files of one stem: .svg .pdf .png, the .csv of its numbers and the .json of what it shows and where
+the numbers come from. A table is .csv .md .tex and .json. All files are made before the first is put in place, and
+the same numbers give the same bytes at every run.
 """
 
 import hashlib
@@ -22,9 +22,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 from artifact.files import FIGURES, folder, write_together
+from artifact.publish import tex
 from artifact.publish.provenance import Kind, record
 from disco_core.errors import InputError
 
@@ -80,6 +80,30 @@ def series(k: int) -> dict[str, Any]:
     return {"color": SERIES[k % len(SERIES)], "linestyle": _DASHES[k % len(_DASHES)]}
 
 
+def look(policies: Iterable[str], *, marker: bool = False) -> dict[str, Any]:
+    """What seaborn needs to draw these policies as `line` does: hue and style order, palette, dashes, markers.
+
+    >>> sorted(look(["DiSCo", "Stoch"]))
+    ['dashes', 'hue_order', 'markers', 'palette', 'style_order']
+    """
+    order = list(policies)
+    lines = {name: line(name, marker=True) for name in order}
+    return {
+        "hue_order": order,
+        "style_order": order,
+        "palette": {name: its["color"] for name, its in lines.items()},
+        "dashes": {name: _on_off(its["linestyle"]) for name, its in lines.items()},
+        "markers": {name: its["marker"] for name, its in lines.items()} if marker else False,
+    }
+
+
+def band(data: pd.DataFrame, *, x: str, low: str, high: str, hue: str = "policy", **_: Any) -> None:
+    """Shade a band that was computed before, for each policy: for `FacetGrid.map_dataframe`, after the lines."""
+    axes = plt.gca()
+    for policy, rows in data.groupby(hue, sort=False):
+        axes.fill_between(rows[x], rows[low], rows[high], color=colour(str(policy)), alpha=0.2, lw=0)
+
+
 def save(
     fig: Figure,
     stem: str,
@@ -89,41 +113,33 @@ def save(
     kind: Kind,
     source: str,
     parameters: Mapping[str, Any],
+    title: str = "",
+    interpretation: str = "",
     out: str | Path = FIGURES,
     data: Iterable[str | Path] | None = None,
     measured: str | Path | None = None,
-    also: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """Write one exhibit to `out` (relative to the project's root) and return its paths; a notebook then shows it.
+    """Write one figure to `out` (relative to the project's root) and return its paths; a notebook then shows it.
 
-    stem        lower-case, starts with the stem of its notebook: `dispatch`, `dispatch_tail`
-    numbers     what the figure shows, one row a point; floats are written with 6 significant digits
-    kind        "simulated", "computed" (from data) or "measured", which names the machine and the day
-    source      where the numbers come from, such as "committed tables" or "public series"
-    parameters  of the notebook
-    data        committed files the numbers come from; by default the tables of `data/`
-    measured    the folder of the measurement, with its manifest
-    also        texts of more files of the stem, by suffix
+    stem            lower-case, starts with the stem of its notebook: `dispatch`, `dispatch_tail`
+    numbers         what the figure shows, one row a point; floats are written with 6 significant digits
+    title           a short heading, without a full stop
+    caption         what is drawn: axes, symbols, abbreviations
+    interpretation  what a reader learns from it, in one to three sentences
+    kind            "simulated", "computed" (from data) or "measured", which names the machine and the day
+    source          where the numbers come from, such as "committed tables" or "public series"
+    parameters      of the notebook
+    data            committed files the numbers come from; by default the tables of `data/`
+    measured        the folder of the measurement, with its manifest
 
-    Raises InputError for a bad stem, kind or empty numbers; ArtifactError, with the earlier files whole,
-    where the exhibit cannot be written.
+    Raises InputError for a bad stem or kind, empty texts or empty numbers; ArtifactError, with the earlier files
+    untouched, where the exhibit cannot be written.
     """
-    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", stem):
-        raise InputError(f"stem {stem!r} must be lower-case words joined by _, the first its notebook's name")
-    where = folder(out)
-    if kind not in get_args(Kind):
-        raise InputError(f"kind {kind!r} must be one of {', '.join(get_args(Kind))}")
-    if numbers.empty or not caption.strip():
-        raise InputError(f"exhibit {stem} needs a caption and at least one row of numbers")
-    csv = numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
-    about: dict[str, Any] = {"caption": caption, "kind": kind, "source": source, "parameters": parameters}
-    found = record(stem, csv, **about, data=data, measured=measured)
-    files = {f"{stem}.{suffix}": content for suffix, content in _rendered(fig).items()} | {f"{stem}.csv": csv}
-    files |= {f"{stem}.{suffix}": text.encode() for suffix, text in (also or {}).items()}
-    found["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    files[f"{stem}.json"] = (json.dumps(found, indent=2, ensure_ascii=False) + "\n").encode()
-    paths = write_together(where, files)
-    _show(fig, files[f"{stem}.png"])
+    provenance = {"kind": kind, "source": source, "parameters": parameters, "data": data, "measured": measured}
+    texts = {"title": title, "caption": caption, "interpretation": interpretation}
+    pictures = {f"{stem}.{suffix}": content for suffix, content in _rendered(fig).items()}
+    paths = _write(stem, numbers, pictures, texts, folder(out), provenance)
+    _show(fig, pictures[f"{stem}.png"])
     return paths
 
 
@@ -131,51 +147,67 @@ def save_table(
     table: pd.DataFrame,
     stem: str,
     *,
+    caption: str,
+    kind: Kind,
+    source: str,
+    parameters: Mapping[str, Any],
+    title: str = "",
+    interpretation: str = "",
     numbers: pd.DataFrame | None = None,
-    width: float = PAGE_IN,
     digits: int = 3,
-    **about: Any,
+    out: str | Path = FIGURES,
+    data: Iterable[str | Path] | None = None,
+    measured: str | Path | None = None,
 ) -> list[Path]:
-    """`save` for a table: drawn `width` inches wide, and as Markdown and LaTeX (booktabs) to cite; numbers with
-    `digits` significant digits. The csv holds `numbers`, by default those shown. The rest is told as to `save`.
+    """Write one table as csv, Markdown and LaTeX, and return its paths; a notebook then shows it. Else as `save`.
+
+    numbers     what the csv holds; by default the table
+    digits      significant digits that are shown
     """
-    fig = table_figure(table, width=width, digits=digits)
-    shown = pd.DataFrame(_cells(table, digits), columns=list(map(str, table.columns)))
-    sides = ["right" if pd.api.types.is_numeric_dtype(table[name]) else "left" for name in table.columns]
-    barred = shown.map(lambda text: text.replace("|", r"\|"))
-    markdown = barred.to_markdown(index=False, disable_numparse=True, colalign=sides) + "\n"
-    latex = shown.to_latex(index=False, escape=True, column_format="".join(side[0] for side in sides))
-    return save(fig, stem, table if numbers is None else numbers, also={"md": markdown, "tex": latex}, **about)
-
-
-def table_figure(table: pd.DataFrame, *, width: float = PAGE_IN, digits: int = 3) -> Figure:
-    """A table drawn as a figure, `width` inches wide; numbers with `digits` significant digits."""
     if table.empty:
-        raise InputError("a table figure needs at least one row")
-    rows = _cells(table, digits)
-    names = [str(name) for name in table.columns]
-    # names are bold, so wider
-    widths = [max(1.2 * len(name), *(len(row[k]) for row in rows)) + 2 for k, name in enumerate(names)]
-    with mpl.rc_context(_style()):
-        fig = Figure(figsize=(width, 0.19 * (len(rows) + 1) + 0.08))
-        fig.set_layout_engine("none")
-        axes = fig.add_axes((0.0, 0.0, 1.0, 1.0))
-        axes.set_axis_off()
-        drawn = axes.table(
-            rows,
-            colLabels=names,
-            colWidths=[w / sum(widths) for w in widths],
-            loc="center",
-            edges="horizontal",
-            bbox=Bbox.from_bounds(0.01, 0.02, 0.98, 0.96),
-        )
-    drawn.auto_set_font_size(False)
-    drawn.set_fontsize(6.5)
-    for (row, column), cell in drawn.get_celld().items():
-        numeric = pd.api.types.is_numeric_dtype(table.iloc[:, column])
-        cell.set(linewidth=0.6 if row == 0 else 0.2, edgecolor="#404040" if row == 0 else "#d0d0d0")
-        cell.set_text_props(ha="right" if numeric else "left", weight="bold" if row == 0 else "normal")
-    return fig
+        raise InputError("a table needs at least one row")
+    provenance = {"kind": kind, "source": source, "parameters": parameters, "data": data, "measured": measured}
+    texts = {"title": title, "caption": caption, "interpretation": interpretation}
+    shown = pd.DataFrame(_cells(table, digits), columns=list(map(str, table.columns)))
+    numeric = [pd.api.types.is_numeric_dtype(table[name]) for name in table.columns]
+    markdown = _markdown(shown, numeric)
+    latex = tex.float_of(shown, numeric, stem=stem, caption=f"{title}. {caption}" if title else caption)
+    files = {f"{stem}.md": markdown.encode(), f"{stem}.tex": latex.encode()}
+    paths = _write(stem, table if numbers is None else numbers, files, texts, folder(out), provenance)
+    if _kernel() is not None:
+        from IPython.display import Markdown, display
+
+        display(Markdown(markdown))  # type: ignore[no-untyped-call]
+    return paths
+
+
+def _write(
+    stem: str,
+    numbers: pd.DataFrame,
+    files: dict[str, bytes],
+    texts: dict[str, str],
+    where: Path,
+    provenance: dict[str, Any],
+) -> list[Path]:
+    """Put the files of one exhibit in place, with its numbers and its provenance."""
+    if not re.fullmatch(r"[a-z][a-z0-9]*(_[a-z0-9]+)*", stem):
+        raise InputError(f"stem {stem!r} must be lower-case words joined by _, the first its notebook's name")
+    if provenance["kind"] not in get_args(Kind):
+        raise InputError(f"kind {provenance['kind']!r} must be one of {', '.join(get_args(Kind))}")
+    if numbers.empty or not texts["caption"].strip():
+        raise InputError(f"exhibit {stem} needs a caption and at least one row of numbers")
+    csv = numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+    about = record(stem, csv, texts=texts, **provenance)
+    files = files | {f"{stem}.csv": csv}
+    about["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    files[f"{stem}.json"] = (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
+    return write_together(where, files)
+
+
+def _markdown(shown: pd.DataFrame, numeric: list[bool]) -> str:
+    barred = shown.map(lambda text: text.replace("|", r"\|"))
+    sides = ["right" if its else "left" for its in numeric]
+    return str(barred.to_markdown(index=False, disable_numparse=True, colalign=sides)) + "\n"
 
 
 def show(fig: Figure) -> None:
@@ -207,13 +239,24 @@ def _rendered(fig: Figure) -> dict[str, bytes]:
 
 def _show(fig: Figure, png: bytes) -> None:
     """Show a figure of pyplot's as it was saved, where a notebook runs, in place of drawing it once more."""
-    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
-    if fig.canvas.manager is None or shell is None or not shell.has_trait("kernel"):  # a terminal has no place for it
+    if fig.canvas.manager is None or _kernel() is None:
         return
     from IPython.display import Image, display
 
     display(Image(png, width=round(96 * fig.get_figwidth())))  # type: ignore[no-untyped-call]
     plt.close(fig)
+
+
+def _kernel() -> Any:
+    """IPython's shell in a kernel, which can show a picture; None in a terminal, which cannot."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell if shell is not None and shell.has_trait("kernel") else None
+
+
+def _on_off(linestyle: Any) -> Any:
+    """A line style of Matplotlib as seaborn takes dashes: "" for a solid line, else lengths on and off."""
+    named = {"-": "", "--": (3.7, 1.6), ":": (1, 1.65), "-.": (6.4, 1.6, 1, 1.6)}
+    return named[linestyle] if isinstance(linestyle, str) else linestyle[1]
 
 
 def _style() -> Any:  # matplotlib types the keys one by one

@@ -3,25 +3,59 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, get_args
 
 from artifact.errors import ArtifactError
 from artifact.files import FIGURES, ROOT, write_atomic
+from artifact.publish import cite, claims_table
+from artifact.publish.claims import MISSING
 from artifact.publish.provenance import Kind, changed
 
-_HEAD = """# Figures
+_HEAD = """# Figures and claims
 
-Every exhibit is one stem: the picture as .svg, .pdf and .png, its numbers as .csv (tables also as .md and .tex),
-and as .json where they come from (notebook, parameters, data, packages). All of them are the same bytes on every run;
-*measured* ones are rendered from `data/measured/`, hold what one machine did, and name it.
+This page is written by `make figures`. First every claim and its verdict, then every exhibit.
 
-To cite one, take the line below it, with the sha256 of its csv; CITATION.cff has the entries for the project and the
-paper. Figures are under CC BY 4.0 (LICENSE-figures): use them, and say where they are from.
+## Claims
 
-This page is written by `make figures`.
+{claims}
+
+{count}.
+
+- **DIFFERS**: the claim was tested and came out otherwise; its row in [data/claims.csv](../data/claims.csv) has the
+  rule behind the verdict. **NOT TESTED**: something is missing, such as a key.
+- **Mark** (in brackets): P is stated by the paper, N by a secondary summary of it that we could not check, R is
+  reconstructed or ours.
+- **paper**: the paper's value, with ± the tolerance of our rule. Where the paper states no number (D10a, D13, D14,
+  P2, and all of L, Q, E, S) it is our bound.
+- **place**: where our value lies against the paper's: inside its range, within the tolerance, or beyond it, on the
+  better or the worse side.
+- **TTFT**: time to first token, from the request to the first token of the answer. **TBT**: time between tokens, as
+  the reader gets them. **P99**: the value that 99 of 100 do not exceed.
+- **QoE**: quality of experience, from 0 to 1; 1 if no token comes later than the reader wants it.
+- **b**: the budget, the share of all prompt tokens that may be prefilled on the constrained endpoint.
+- **DiSCo-S**, **DiSCo-D**: DiSCo with the server (-S) or the device (-D) as the constrained endpoint.
+- **Stoch**: the paper's baseline as we read it (R): random dispatch, which sends a request to the constrained
+  endpoint alone with probability b, else to the other one alone. **Stoch+**, a reading that favours the baseline,
+  always sends it to the other endpoint and, with probability b, to the constrained one as well.
+- **pair**: one service and one device, with one of the two endpoints constrained. **recorded pairs**: TTFTs of both
+  endpoints for the same prompt.
+- **migration**: generation moves from one endpoint to the other in mid-answer, at the **hand-over point**.
+- **emulated network delay**: a local server's first token is delayed to a recorded TTFT of a commercial service.
+  gpt-4o-mini's, which is used here, is an estimate from calls that did not stream.
+- **chrF**: F-score of the character n-grams that two texts share. **margin**: the largest loss that would still count
+  as no loss (non-inferiority margin).
+
+## Exhibits
+
+A figure is one stem: .svg, .pdf and .png, its numbers as .csv, and as .json its texts and where it comes from
+(notebook, parameters, data, packages). A table is .csv, .md and .tex. All of them are the same bytes on every run.
+*Measured* exhibits are rendered from `data/measured/`: they hold what one machine did, and name it.
+
+To cite one, take the line below it, with the sha256 of its csv, or its entry in [exhibits.bib](exhibits.bib), which
+also has the three papers. Figures are under CC BY 4.0 (LICENSE-figures): use them, and say where they are from.
 """
+_LONGEST = 40  # rows of a table that the page shows; a longer one is linked
 
 
 def exhibits(directory: str | Path = FIGURES) -> list[dict[str, Any]]:
@@ -36,23 +70,22 @@ def exhibits(directory: str | Path = FIGURES) -> list[dict[str, Any]]:
     return [_read(path) for path in paths]
 
 
-def page(directory: str | Path = FIGURES) -> tuple[Path, str]:
-    """`directory/README.md` as it is to be, one section per exhibit. ArtifactError as `exhibits`."""
-    return ROOT / directory / "README.md", "\n".join([_HEAD, *map(_section, exhibits(directory))])
+def pages(directory: str | Path = FIGURES) -> dict[Path, str]:
+    """The pages of a folder of exhibits, README.md and exhibits.bib, by path. ArtifactError as `exhibits`."""
+    folder, every = ROOT / directory, exhibits(directory)
+    claims = [one for one in claims_table.lines(directory) if one.verdict != MISSING]
+    head = _HEAD.format(claims=claims_table.markdown(claims), count=claims_table.count(claims))
+    readme = "\n".join([head, *(_section(one, folder) for one in every)])
+    return {folder / "README.md": readme, folder / "exhibits.bib": cite.bibliography(every)}
 
 
 def gallery(directory: str | Path = FIGURES) -> Path:
-    """Write the page of a folder of exhibits, and return its path. ArtifactError as `exhibits`."""
-    path, text = page(directory)
-    same = path.exists() and path.read_text(encoding="utf-8") == text
-    return path if same else write_atomic(path, text)
-
-
-def citation(found: Mapping[str, Any]) -> str:
-    """How to cite an exhibit."""
-    paper = "Jin et al. (2025)" if str(found["stem"]).startswith("pd_device") else "Sun, Wang and Lai (2025)"
-    digest = str(found["digest"])[: len("sha256:") + 12]
-    return f"disco-core {metadata.version('disco-core')}, exhibit `{found['stem']}`, {digest}; after {paper}."
+    """Write the pages of a folder of exhibits, and return the first one's path. ArtifactError as `exhibits`."""
+    made = pages(directory)
+    for path, text in made.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_atomic(path, text)
+    return next(iter(made))
 
 
 def origin(found: Mapping[str, Any]) -> str:
@@ -61,18 +94,23 @@ def origin(found: Mapping[str, Any]) -> str:
     return f"{_kind(found)}, from {found['source']}{by}."
 
 
-def _section(found: dict[str, Any]) -> str:
-    stem = found["stem"]
-    links = " · ".join(f"[{name.rpartition('.')[2]}]({name})" for name in [*found["files"], f"{stem}.json"])
-    return f"""## {stem}
+def _section(about: dict[str, Any], folder: Path) -> str:
+    stem = about["stem"]
+    links = " · ".join(f"[{name.rpartition('.')[2]}]({name})" for name in [*about["files"], f"{stem}.json"])
+    body = f"![{about['title'] or stem}]({stem}.svg)"
+    if f"{stem}.svg" not in about["files"]:
+        table = (folder / f"{stem}.md").read_text(encoding="utf-8").rstrip()
+        body = (
+            table if table.count("\n") <= _LONGEST else f"[{stem}.md]({stem}.md) has {table.count(chr(10)) - 1} rows."
+        )
+    texts = "\n\n".join(filter(None, [body, about["caption"], about["interpretation"]]))
+    return f"""## {about["title"] or stem}
 
-![{stem}]({stem}.svg)
+{texts}
 
-{found["caption"]}
+{origin(about)} {links}
 
-{origin(found)} {links}
-
-> {citation(found)}
+> {cite.citation(about)}
 """
 
 
@@ -100,8 +138,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _provenance(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        texts = [found[name] for name in ("caption", "source", "digest")]
+        found = {"title": "", "interpretation": ""} | json.loads(path.read_text(encoding="utf-8"))
+        texts = [found[name] for name in ("title", "caption", "interpretation", "source", "digest")]
         texts += [found["notebook"]] if found["notebook"] is not None else []
         dicts = [found[name] for name in ("data", "files", "parameters", "packages")]
         whole = found["stem"] == path.stem and found["kind"] in get_args(Kind)

@@ -28,7 +28,7 @@ def record(
     stem: str,
     numbers: bytes,
     *,
-    caption: str,
+    texts: Mapping[str, str],
     kind: Kind,
     source: str,
     parameters: Mapping[str, Any],
@@ -38,6 +38,7 @@ def record(
     """The provenance of one exhibit, ready for json; its notebook is the one the stem starts with.
 
     numbers    the exhibit's csv, by whose sha256 it is cited
+    texts      its title, caption and interpretation
     data       committed files the numbers come from; by default the tables of `data/`, and with a public source the
                list of pinned files
     measured   the folder of the measurement: its manifest says on which machine and when
@@ -49,7 +50,7 @@ def record(
     found: dict[str, Any] = {
         "stem": stem,
         "kind": kind,
-        "caption": caption,
+        **texts,
         "source": source,
         "notebook": book.relative_to(ROOT).as_posix() if book.exists() else None,
         "parameters": {name: _plain(value) for name, value in sorted(parameters.items())},
