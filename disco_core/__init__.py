@@ -1,9 +1,8 @@
-"""DiSCo: one streamed answer from two ends, a model on the device and one on a server.
+"""DiSCo: one streamed answer from two endpoints, a model on the device and one on a server.
 
-A plan says when each end starts, a rule says when generation moves; the same plan and rule drive every figure and
-every live `stream`. Start with `TTFTDistribution` and
-`DeviceProfile` for how fast the ends are, make a `DispatchPlan` with one of the `plan_*` functions, and
-`simulate` it over a `Workload`.
+A plan says when each endpoint starts, a rule says when generation moves to the other; the same plan and rule drive
+every figure and every live `stream`. Start with `TTFTDistribution` and `DeviceProfile` for the speed of the
+endpoints, make a `DispatchPlan` with one of the `plan_*` functions, and `simulate` it over a `Workload`.
 """
 
 from disco_core.cost import Constraint, CostModel, End, Ledger

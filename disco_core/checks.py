@@ -1,4 +1,4 @@
-"""What every module asks of its inputs, said once: the message names the bad value and what is allowed."""
+"""Checks of arguments, shared by all modules: an error names the bad value and what is allowed."""
 
 from contextlib import suppress
 from enum import Enum
@@ -17,7 +17,7 @@ MOST_TOKENS = 2**31 - 1  # so that a sum over any array that fits in memory stay
 
 
 def numbers(values: ArrayLike, name: str) -> Floats:
-    """Numbers of any shape, infinite ones included, as float64; InputError for NaN, text, dates or nothing."""
+    """The values as float64, of any shape and also infinite; InputError for NaN, text, dates or an empty array."""
     try:
         raw = np.asarray(values)
         if raw.dtype.kind not in "iufO":
@@ -97,7 +97,7 @@ def count(value: Any, name: str) -> int:
 
 
 def kind(value: Any, expected: type[T], name: str) -> T:
-    """A value of the type asked for; InputError otherwise."""
+    """The value, if it is an instance of `expected`; InputError otherwise."""
     if not isinstance(value, expected):
         allowed = " or ".join(map(str, expected)) if issubclass(expected, Enum) else f"a {expected.__name__}"
         raise InputError(f"{name} must be {allowed}, got {value!r:.80}")
@@ -105,7 +105,7 @@ def kind(value: Any, expected: type[T], name: str) -> T:
 
 
 def generator(rng: Any) -> np.random.Generator:
-    """A numpy Generator; InputError otherwise, a bare seed included: equal seeds are the caller's choice."""
+    """A NumPy Generator; InputError otherwise, also for a bare seed: the caller decides what shares a seed."""
     if not isinstance(rng, np.random.Generator):
         raise InputError(
             f"rng must be a numpy.random.Generator, such as numpy.random.default_rng(0), got {rng!r:.80}"
@@ -114,7 +114,7 @@ def generator(rng: Any) -> np.random.Generator:
 
 
 def frozen(array: NDArray[Any], *, copy: bool = True) -> Any:
-    """The array read-only: a copy that nobody else can change, or a view where copying would cost too much."""
+    """A read-only copy of the array; with `copy=False` a read-only view of what its owner can still change."""
     own = array.copy() if copy else array.view()
     own.setflags(write=False)
     return own

@@ -1,4 +1,4 @@
-"""What an answer costs: four prices per token on one scale, which end they make scarce, and who did what."""
+"""What an answer costs: four prices per token, the constrained endpoint they imply, and the tokens charged."""
 
 from dataclasses import dataclass, fields
 from enum import Enum, IntEnum
@@ -11,27 +11,27 @@ from disco_core.errors import ConstraintError, InputError
 
 
 class End(IntEnum):
-    """The two ends; the value is the end's row in every array of shape (ends, ...)."""
+    """The two endpoints; the value is the endpoint's row in every array of shape (endpoints, ...)."""
 
     SERVER = 0
     DEVICE = 1
 
 
 class Constraint(Enum):
-    """Which end is the scarce one: its share of prompt tokens is what the budget limits."""
+    """Which endpoint is the constrained one: the budget limits its share of prompt tokens."""
 
     DEVICE = "device"
     SERVER = "server"
 
     @property
     def end(self) -> End:
-        """The scarce end."""
+        """The constrained endpoint."""
         return End.DEVICE if self is Constraint.DEVICE else End.SERVER
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Prices in $ per token (`c_s^p, c_s^d, c_d^p, c_d^d` in the paper), all given, finite, at least 0.
+    """Prices in $ per token (`c_s^p, c_s^d, c_d^p, c_d^d` in the paper), each finite and at least 0.
 
     >>> CostModel(0.15e-6, 0.6e-6, 1e-9, 2e-9).constraint
     <Constraint.SERVER: 'server'>
@@ -58,7 +58,7 @@ class CostModel:
         device_decode_j: float,
         exchange_rate: float,  # lambda
     ) -> "CostModel":
-        """Server prices in $ per token, device energy in J per token, and what a joule is worth in $."""
+        """Server prices in $ per token, device energy in J per token, and the exchange rate in $ per J."""
         rate = checks.number(exchange_rate, "exchange_rate")
         prefill = checks.number(device_prefill_j, "device_prefill_j")
         decode = checks.number(device_decode_j, "device_decode_j")
@@ -66,9 +66,9 @@ class CostModel:
 
     @property
     def constraint(self) -> Constraint:
-        """The end whose cheaper price is above the other end's dearer one.
+        """The endpoint whose lower price exceeds the higher price of the other.
 
-        ConstraintError in between: neither end is scarce by these prices, so the caller has to choose.
+        ConstraintError if the prices overlap: they do not decide, so the caller has to choose.
         """
         server = (self.server_prefill, self.server_decode)
         device = (self.device_prefill, self.device_decode)
@@ -84,7 +84,7 @@ class CostModel:
 
 @dataclass(frozen=True, eq=False)
 class Ledger:
-    """Tokens each end is charged for, losers and cancelled work included; arrays of shape (n,)."""
+    """Tokens charged to each endpoint, also for losers and cancelled work; arrays of shape (n,)."""
 
     server_prefill: Ints
     server_decode: Ints

@@ -1,7 +1,7 @@
-"""What the reader sees: when tokens are due, when they are released, and what that feels like.
+"""When tokens are due, when they are released to the reader, and the quality of experience that follows.
 
 All times are seconds since the request was meant to start; a response's tokens are a one-dimensional array in
-order. The reader takes r_c tokens per second; token i = 1, 2, ... is due at `TTFT + (i - 1) / r_c`.
+order. The reader reads r_c tokens per second; token i = 1, 2, ... is due at `TTFT + (i - 1) / r_c`.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from disco_core.errors import InputError
 READING_RATE = 4.8  # r_c, tokens per second; Andes, section 2
 LISTENING_RATE = 3.3  # tokens per second; Andes, section 2
 TTFT_EXPECTED = 1.0  # seconds; Andes' default
-ROUNDING_S = 1e-9  # seconds: a token is not late by what sums of floats are off
+ROUNDING_S = 1e-9  # seconds: the rounding of float sums makes no token late
 
 
 def deadlines(generated_s: ArrayLike, reading_rate: float = READING_RATE) -> Floats:
@@ -42,11 +42,11 @@ def time_between_tokens(released_s: ArrayLike) -> Floats:
 def quality_of_experience(
     released_s: ArrayLike, ttft_expected: float = TTFT_EXPECTED, reading_rate: float = READING_RATE
 ) -> float:
-    """Andes' QoE in [0, 1]: area under what was digested over the area under the ideal curve.
+    """Andes' QoE in [0, 1]: the area under the curve of digested tokens divided by that under the ideal curve.
 
     Ideal: the first token at `ttft_expected`, then `reading_rate` tokens per second (TDS). The reader digests
-    what has been released at no more than that rate, and does not start before the ideal does, so an early
-    first token does not make up for a later stall. Both areas end when the slower of the two has finished.
+    released tokens at no more than that rate and not before the ideal curve starts, so an early first token does
+    not make up for a later stall. Both areas end when the slower of the two curves has finished.
 
     >>> quality_of_experience([0.2, 0.4, 0.6])
     1.0
@@ -63,7 +63,7 @@ def experience(
     rank = np.arange(released_s.shape[1])
     counts = rank < tokens[:, None]
     ideal = checks.number(ttft_expected, "ttft_expected") + rank * step
-    # token i is begun when it is there and the one before is digested: a running maximum, rid of its slope
+    # the reader begins token i once it is released and the last one is digested: a running maximum without its slope
     begun = np.maximum(np.maximum.accumulate(released_s - rank * step, axis=1) + rank * step, ideal)
     end = np.take_along_axis(begun, tokens[:, None] - 1, axis=1) + step
     # each token adds a ramp of one step and then stays digested until the end

@@ -1,4 +1,4 @@
-"""When each end starts: one type for every policy, the paper's two plans and the baselines they are held against.
+"""When each endpoint starts: one type for every policy, the paper's two plans and their baselines.
 
 Symbols: l prompt length, p(l) its frequency, b the budget ratio, F the server's TTFT distribution,
 alpha the tail share, w(l) the device's wait, l_th the length threshold.
@@ -17,20 +17,20 @@ from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.workload import LengthDistribution
 
-NEVER = np.inf  # a delay: that end is not started on its own
+NEVER = np.inf  # a delay: the plan does not start that endpoint
 _DENSE = 1 << 16  # longest planned length that is looked up in a table instead of searched
 
 
 @dataclass(frozen=True, eq=False)
 class DispatchPlan:
-    """Per prompt length, a small set of (delay per end, probability): every policy is a value of this type.
+    """Per prompt length, a small set of (delay per endpoint, probability): every policy is a value of this type.
 
     prompt_tokens  planned lengths, ascending, shape (lengths,)
-    delays_s       seconds from the request to that end's start, inf for never; shape (ends, lengths, choices)
+    delays_s       seconds from request to the endpoint's start, inf for never; shape (endpoints, lengths, choices)
     probability    of each choice, rows sum to 1, shape (lengths, choices)
-    constraint     the scarce end whose share `budget` limits; None where the policy has no budget
+    constraint     the constrained endpoint, whose share `budget` limits; None if the policy has no budget
 
-    A length the plan never saw takes the entry of the next longer planned one; beyond the longest, the longest's.
+    A length that was not planned takes the entry of the next longer planned one, or else of the longest.
     """
 
     name: str
@@ -64,9 +64,9 @@ class DispatchPlan:
             object.__setattr__(self, name, checks.frozen(value))
 
     def draw(self, prompt_tokens: ArrayLike, rng: np.random.Generator | None = None) -> Floats:
-        """Delays for each request, shape (ends, n); unpacks as `server_delay_s, device_delay_s`.
+        """Delays for each request, shape (endpoints, n); unpacks as `server_delay_s, device_delay_s`.
 
-        A plan with one choice per length needs no rng; a random one raises InputError without it.
+        A plan with one choice per length needs no rng; a random plan raises InputError without it.
         """
         entry = self._entry(checks.tokens(prompt_tokens, "prompt_tokens"))
         choices = self.probability.shape[1]
@@ -80,7 +80,7 @@ class DispatchPlan:
         return np.stack([delay[entry] for delay in flat])
 
     def expected_shares(self, prompt_tokens: ArrayLike, ttft: TTFTDistribution, device: DeviceProfile) -> Floats:
-        """Expected share of prompt tokens each end is started for, shape (ends,), on lengths and F given."""
+        """Expected share of prompt tokens each endpoint starts for, shape (endpoints,), for these lengths and F."""
         checks.kind(ttft, TTFTDistribution, "ttft")
         lengths = LengthDistribution.of(prompt_tokens)
         entry = self._entry(lengths.tokens)
@@ -94,7 +94,7 @@ class DispatchPlan:
 
     @staticmethod
     def _after(delay: Floats, server: Floats, ttft: TTFTDistribution) -> Floats:
-        # P(delay < server + TTFT), by the sums that the race compares; a server that is never started never answers
+        # P(delay < server + TTFT), with the sums that the race compares; a server that never starts never answers
         share = np.ones(delay.shape)
         for at in np.unique(server[np.isfinite(server)]):
             here = server == at
@@ -130,8 +130,8 @@ def plan_device_only() -> DispatchPlan:
 def plan_stochastic(budget: float, constraint: Constraint, *, both: bool = False) -> DispatchPlan:
     """Stoch-S and Stoch-D: random dispatch under the same budget.
 
-    The scarce end answers alone with probability b, the other end alone otherwise. With `both`, the kinder
-    reading: the other end always, and the scarce end as well with probability b.
+    The constrained endpoint answers alone with probability b, otherwise the other one alone. With `both`, the more
+    favourable reading: the other one always starts, and the constrained endpoint as well with probability b.
     """
     b = checks.fraction(budget, "budget")
     scarce = checks.kind(constraint, Constraint, "constraint").end
@@ -149,16 +149,16 @@ def plan_device_constrained(
 ) -> DispatchPlan:
     """DiSCo-D: the server at once; the device after w(l) seconds if no first token has come.
 
-    Tail: every length waits `w_tail = F^-1(1 - min(alpha, b))`. Mean: what is left of b goes to the shortest
-    prompts first, w(l) = 0; the length at which it runs out mixes two waits so that the device's expected share
-    of prompt tokens is exactly b on the lengths and F given, also where F has atoms. (An answer at 0 seconds leaves
-    nothing to race against: with such samples the share is at most `1 - F(0)`.)
+    Tail: every length waits `w_tail = F^-1(1 - min(alpha, b))`. Mean: the rest of b goes to the shortest prompts
+    first, w(l) = 0; the length at which it runs out mixes two waits, so that with these lengths and this F the
+    device's expected share of prompt tokens is exactly b, also where F has atoms. (Where the server answers at 0
+    seconds the device cannot start: with such samples the share is at most `1 - F(0)`.)
     """
     b, alpha = checks.fraction(budget, "budget"), checks.fraction(tail, "tail")
     checks.kind(ttft, TTFTDistribution, "ttft")
     lengths = LengthDistribution.of(prompt_tokens)
     mass = lengths.tokens * lengths.counts / (lengths.tokens @ lengths.counts)  # l p(l) / E[l]
-    # without a budget the device is never asked, also not by a TTFT beyond all that were seen
+    # with a budget of 0 the device never starts, not even at a TTFT beyond the longest sample
     level = max(0.0, 1.0 - min(alpha, b) - 1e-15)  # 1 - 0.7 is a little more than 0.3
     w_tail = float(ttft.quantile(level)) if b > 0 else NEVER
     tail_share, full_share = float(ttft.sf(w_tail)), float(ttft.sf(0.0))
@@ -169,7 +169,7 @@ def plan_device_constrained(
     waits[:boundary] = 0.0
     early = np.zeros(lengths.tokens.size)  # probability of the first, the shorter, of the two waits
     if boundary < lengths.tokens.size and b > 0:
-        # at the boundary the device starts with the tail's share and all that is left of the budget
+        # at the boundary the device starts with the tail's share and the rest of the budget
         left = rest - (spent[boundary - 1] if boundary else 0.0)
         waits[boundary], early[boundary] = _mix(ttft, tail_share + left / mass[boundary])
     server = np.zeros_like(waits)
@@ -184,7 +184,7 @@ def plan_device_constrained(
 
 
 def plan_server_constrained(prompt_tokens: "ArrayLike | LengthDistribution", budget: float) -> DispatchPlan:
-    """DiSCo-S: up to l_th the device only; longer prompts start both ends at once.
+    """DiSCo-S: up to l_th the device only; longer prompts start both endpoints at once.
 
     l_th is the smallest threshold whose server share of prompt tokens is within b, so the share lies in
     (b - share of one length, b].
@@ -192,7 +192,7 @@ def plan_server_constrained(prompt_tokens: "ArrayLike | LengthDistribution", bud
     b = checks.fraction(budget, "budget")
     lengths = LengthDistribution.of(prompt_tokens)
     up_to = np.cumsum(lengths.tokens * lengths.counts)
-    # server share if l_th were this length, from whole tokens so that a share of exactly b is not missed by rounding
+    # server share if l_th were this length, from integers so that rounding does not miss a share of exactly b
     beyond = (up_to[-1] - up_to) / up_to[-1]
     threshold = int(np.searchsorted(-beyond, -b, side="left")) if b < 1.0 else -1
     server = np.where(np.arange(lengths.tokens.size) <= threshold, NEVER, 0.0)[:, None]
@@ -214,7 +214,7 @@ def plan_disco(
     *,
     tail: float = 0.05,  # alpha
 ) -> DispatchPlan:
-    """DiSCo: `plan_device_constrained` where the device is the scarce end, else `plan_server_constrained`.
+    """DiSCo: `plan_device_constrained` where the device is the constrained endpoint, else `plan_server_constrained`.
 
     DiSCo-S uses neither F nor the tail; both are checked all the same.
     """

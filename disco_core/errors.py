@@ -2,13 +2,13 @@
 
 DiscoError
 ├── InputError (also a ValueError)   a value outside what a function accepts
-│   └── ConstraintError              prices that do not say which end is scarce
-├── EndpointError                    an end that could not answer, or stopped in the middle
-│   ├── RefusedError                 it took no work
+│   └── ConstraintError              prices that do not determine the constrained endpoint
+├── EndpointError                    an endpoint that could not answer, or stopped in the middle
+│   ├── RefusedError                 it did not accept the request
 │   ├── StalledError                 it sent nothing within its deadline
 │   ├── CutError                     it stopped before the answer was complete
 │   └── ProtocolError                it sent something that is not the next token
-└── StreamError                      neither end could go on
+└── StreamError                      neither endpoint could continue
 """
 
 
@@ -21,11 +21,11 @@ class InputError(DiscoError, ValueError):
 
 
 class ConstraintError(InputError):
-    """Prices that do not make either end the scarce one: the caller has to choose."""
+    """Prices that do not determine the constrained endpoint: the caller has to choose."""
 
 
 class EndpointError(DiscoError):
-    """An end that could not answer, or stopped in the middle; the message begins with its name."""
+    """An endpoint that could not answer, or stopped in the middle; the message begins with its name."""
 
     def __init__(self, endpoint: str, what: str) -> None:
         super().__init__(f"{endpoint}: {what}")
@@ -33,7 +33,7 @@ class EndpointError(DiscoError):
 
 
 class RefusedError(EndpointError):
-    """It took no work: unreachable, not allowed, too many requests, or the prompt does not fit."""
+    """It did not accept the request: unreachable, not allowed, too many requests, or the prompt does not fit."""
 
 
 class StalledError(EndpointError):
@@ -41,7 +41,7 @@ class StalledError(EndpointError):
 
 
 class CutError(EndpointError):
-    """It stopped before the answer was complete: without a finish reason, however politely."""
+    """It stopped before the answer was complete, for instance without a finish reason."""
 
 
 class ProtocolError(EndpointError):
@@ -49,4 +49,4 @@ class ProtocolError(EndpointError):
 
 
 class StreamError(DiscoError):
-    """Neither end could go on; the reader has what was generated until then."""
+    """Neither endpoint could continue; the reader has the tokens generated until then."""

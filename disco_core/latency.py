@@ -1,6 +1,6 @@
-"""How fast an end is: the server's time to first token as a distribution, the device's as a line.
+"""How fast an endpoint is: the server's time to first token as a distribution, the device's as a line.
 
-DiSCo rests on this difference: the server's TTFT swings with load and hardly depends on the prompt, the
+DiSCo rests on this difference: the server's TTFT varies with load and hardly depends on the prompt, the
 device's is steady and grows linearly with the prompt, `T_d(l) = l / prefill_rate + startup`.
 """
 
@@ -37,7 +37,7 @@ class TTFTDistribution:
     def from_quantiles(cls, levels: ArrayLike, values_s: ArrayLike) -> "TTFTDistribution":
         """F from a committed table: `values_s[i]` is `F^-1(levels[i])`.
 
-        Each value weighs the gap to the level before it, so `quantile(levels[i]) == values_s[i]`. Levels ascend
+        A value's weight is the gap to the level before it, so `quantile(levels[i]) == values_s[i]`. Levels ascend
         strictly within [0, 1] and end at 1; values do not descend; both have shape (n,).
         """
         level, value = checks.numbers(levels, "levels"), checks.seconds(values_s, "values_s")
@@ -53,7 +53,7 @@ class TTFTDistribution:
 
     @classmethod
     def mixture(cls, parts: "list[TTFTDistribution]", weights: ArrayLike) -> "TTFTDistribution":
-        """A pool: a draw comes from `parts[i]` with probability proportional to `weights[i]`, shape (parts,)."""
+        """The mixture that draws from `parts[i]` with probability proportional to `weights[i]`, shape (parts,)."""
         pool = [checks.kind(part, TTFTDistribution, "parts") for part in parts]
         share = checks.seconds(weights, "weights", unit="")
         if share.shape != (len(pool),) or share.max() == 0:
@@ -86,7 +86,7 @@ class TTFTDistribution:
         return found
 
     def sf(self, t: ArrayLike) -> Floats:
-        """`1 - F(t) = P(TTFT > t)`: how often an end that waits t is started at all."""
+        """`1 - F(t) = P(TTFT > t)`: the probability that an endpoint which waits t is started."""
         return 1.0 - self.cdf(t)
 
     def quantile(self, q: ArrayLike) -> Floats:
@@ -97,7 +97,7 @@ class TTFTDistribution:
         return self.values_s[np.searchsorted(self.cumulative, level, side="left")]
 
     def mean_min(self, x: ArrayLike) -> Floats:
-        """`E[min(TTFT, x)]` in seconds: the mean TTFT when another end answers at x, which may be inf."""
+        """`E[min(TTFT, x)]` in seconds: the mean TTFT if another endpoint answers at x, which may be inf."""
         bound = checks.numbers(x, "x")
         beyond = self.sf(bound)
         capped = np.where(beyond > 0, bound, 0.0)  # not inf * 0 where no TTFT is longer
@@ -110,7 +110,7 @@ class TTFTDistribution:
         return float(self._partial_mean[-1])
 
     def sample(self, n: int, rng: np.random.Generator) -> Floats:
-        """n independent draws `F^-1(u)`, shape (n,): generators of equal seed meet equal u under every F."""
+        """n independent draws `F^-1(u)`, shape (n,): generators with equal seeds draw the same u for every F."""
         u = checks.generator(rng).random(checks.count(n, "n"))
         if self._equal_weights:
             return self.values_s[(u * self.values_s.size).astype(np.int64)]
@@ -128,7 +128,7 @@ class TTFTDistribution:
 
 @dataclass(frozen=True)
 class ServerProfile:
-    """A server: its TTFT distribution F and how fast it generates, in tokens per second."""
+    """A server: its TTFT distribution F and its decode rate in tokens per second."""
 
     ttft: TTFTDistribution
     decode_rate: float
@@ -142,7 +142,7 @@ class ServerProfile:
 class DeviceProfile:
     """A device: prefill and decode rates in tokens per second, startup in seconds.
 
-    `r_squared` says how well measurements followed the line; NaN where the profile was given, not fitted.
+    `r_squared` says how well the measurements fit the line; NaN if the profile was given, not fitted.
 
     >>> DeviceProfile(prefill_rate=50.0, decode_rate=14.0, startup=0.1).ttft(20).item()
     0.5
@@ -166,8 +166,8 @@ class DeviceProfile:
     def fit(cls, prompt_tokens: ArrayLike, ttft_s: ArrayLike, decode_rate: float) -> "DeviceProfile":
         """Least squares of measured TTFT on prompt length, both of shape (trials,).
 
-        A line that would start below zero is fitted through the origin instead: no device answers before it
-        is asked. InputError if fewer than two lengths were measured or TTFT does not grow with length.
+        A line that would start below zero is fitted through the origin instead: no device answers before
+        the request. InputError if fewer than two lengths were measured or TTFT does not grow with length.
         """
         length = checks.tokens(prompt_tokens, "prompt_tokens").astype(np.float64)
         time = checks.seconds(ttft_s, "ttft_s")

@@ -1,4 +1,4 @@
-"""When generation moves from one end to the other in mid-answer, and what moves with it.
+"""When generation moves from one endpoint to the other in mid-answer.
 
 Symbols: l prompt length, n tokens generated so far, N the answer's length, r_c the reading rate, t_m the time the
 target needs to take over, c_s^p ... c_d^d the prices.
@@ -25,14 +25,14 @@ Built = TypeVar("Built")  # a prompt as an endpoint takes it
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a rule is shown of a live answer, at `now_s` after the request was meant to start.
+    """The state of a live answer that a rule decides on, `now_s` seconds after the request was meant to start.
 
     record          tokens so far, hand-overs, charges
-    prompt_tokens   l of the target's prompt, in its own count
-    reads           whether the target is reading: its prompt, or all that it is to go on from
-    reading_s       for how long it has been, in all
-    read            tokens of these that it has read; None where it does not tell
-    released        tokens that the reader has
+    prompt_tokens   length l of the target's prompt, by its own tokenizer
+    reads           whether the target is running: it prefills its prompt, and generated tokens if it has any
+    reading_s       seconds it has been running, in total
+    read            tokens it has prefilled; None where unknown
+    released        tokens released to the reader
     """
 
     record: Record
@@ -45,15 +45,15 @@ class Seen:
 
 
 class Rule:
-    """What a live answer asks of a rule; these defaults never move, and leave the pace to the reader.
+    """The interface of a rule for live answers; the defaults never move, and release tokens at the reading rate.
 
-    target        end to which generation moves; None: it stays
+    target        endpoint to which generation moves; None: it never moves
     reading_rate  r_c, tokens per second
-    keeps_loser   what becomes of the race's loser, if it is the target: cancelled at the winner's first token, or
-                  kept until its prefill has ended
-    reads_on      whether a target that does not go on from what it has read is refused
-    prepares      whether the target begins to read its prompt at the winner's first token, if it did not before
-    paces         whether tokens are released when `due_s` says; otherwise at the reading rate
+    keeps_loser   whether the race's loser, if it is the target, finishes its prefill; otherwise it is cancelled at
+                  the winner's first token
+    reads_on      whether the target must reuse its prefix cache; one that does not is refused
+    prepares      whether the target starts its prefill at the winner's first token, if it has not started before
+    paces         whether `due_s` decides when tokens are released; otherwise the reading rate does
     """
 
     target: Any = None
@@ -64,7 +64,7 @@ class Rule:
     paces: bool = False
 
     def prompt_for(self, end: End, prompt: Built) -> Built:
-        """The prompt that an end reads, before any generated tokens: here the same for both."""
+        """The prompt for an endpoint, without generated tokens: by default the same for both."""
         return prompt
 
     def moves_now(self, seen: Seen) -> bool:
@@ -72,25 +72,25 @@ class Rule:
         return False
 
     def due_s(self, seen: Seen, index: int, source: End) -> float:
-        """When a token is to be released at the earliest, once all before it are; asked again at each release."""
+        """The earliest release of a token, after all tokens before it are released; called again at each release."""
         raise NotImplementedError
 
     def ask_again_s(self, seen: Seen) -> float:
-        """While the target is awaited: when to look again, or now, to ask the source for more beside it."""
+        """While the target is awaited: when to call this again; `now_s` asks the source for more tokens meanwhile."""
         return math.inf
 
 
 @dataclass(frozen=True, eq=False)
 class MigrationRule(Rule):
-    """DiSCo's rule, looked at at every generated token: move when it saves and when the reader will not notice.
+    """DiSCo's rule, evaluated at every generated token: move when it saves cost and the reader will not notice.
 
-    cost            prices; generation moves from the dearer decode to the cheaper
-    output_tokens   answer lengths seen so far, for `E[N - n | N > n]`
+    cost            prices; generation moves from the more expensive decode to the cheaper
+    output_tokens   observed answer lengths, for `E[N - n | N > n]`
     server_ttft     F: as a target the server takes over within its `takeover_quantile`
     device          profile: as a target the device takes over in `T_d(l + n)`
     reading_rate    r_c, tokens per second
-    keeps_loser     what becomes of the race's loser: cancelled at the winner's first token, as in DiSCo, or kept
-                    until its prefill has ended
+    keeps_loser     whether the race's loser, if it is the target, finishes its prefill; otherwise it is cancelled at
+                    the winner's first token, as in DiSCo
     """
 
     cost: CostModel
@@ -115,17 +115,17 @@ class MigrationRule(Rule):
 
     @cached_property
     def target(self) -> End | None:
-        """The end with the cheaper decode, to which generation moves; None where they cost the same."""
+        """The endpoint with the cheaper decode, to which generation moves; None where they cost the same."""
         saved = self.cost.server_decode - self.cost.device_decode
         return None if saved == 0 else End.DEVICE if saved > 0 else End.SERVER
 
     def moves_now(self, seen: Seen) -> bool:
-        """Whether it saves, and the reader will not notice."""
+        """Whether moving saves cost and the reader will not notice."""
         elapsed_s = seen.now_s - (seen.record.ttft_s or 0.0)
         return bool(self.moves(seen.prompt_tokens, len(seen.record.tokens), elapsed_s))
 
     def expected_remaining(self, generated: ArrayLike) -> Floats:
-        """`E[N - n | N > n]` of the lengths seen, same shape as n; 0 beyond the longest."""
+        """`E[N - n | N > n]` over the observed lengths, same shape as n; 0 beyond the longest."""
         n = np.minimum(np.asarray(generated), self._remaining.size - 1)
         left: Floats = self._remaining[n]
         return left
@@ -141,13 +141,13 @@ class MigrationRule(Rule):
         return worth
 
     def buffer_needed(self, prompt_tokens: ArrayLike, generated: ArrayLike) -> Ints:
-        """`B = ceil(r_c t_m)`: tokens the reader must have in hand while the target takes over, at most 2^62."""
+        """`B = ceil(r_c t_m)`: tokens the buffer must hold while the target takes over, at most 2^62."""
         return np.minimum(self._buffer(prompt_tokens, generated), 2.0**62).astype(np.int64)
 
     def _buffer(self, prompt_tokens: ArrayLike, generated: ArrayLike) -> Floats:
-        # as whole floats: a stream asks at every token, and a take-over may take for ever
+        # floats of integral value: fast enough for every token, and the time may be infinite
         if self.target is End.DEVICE:
-            # T_d(l + n), without checking what was checked before
+            # T_d(l + n), without the checks of `ttft`: it is computed at every token
             prefilled = np.asarray(prompt_tokens) + np.asarray(generated)
             takeover_s: ArrayLike = prefilled / self.device.prefill_rate + self.device.startup
         else:

@@ -1,9 +1,8 @@
-"""The race when the device serves one request at a time: what waits in its queue, and what never leaves it.
+"""The race when all requests share one device, which serves one at a time.
 
-`simulate` gives every request a device of its own, so when requests come does not matter there. Here one device
-serves them all, first come, first served, and answers one to the end before it begins the next; the server stays a
-service that somebody else keeps large enough, its TTFT drawn from F as before. Plans are made as if the device were
-free.
+`simulate` gives every request a device to itself, so arrival times do not matter there. Here one device serves all
+requests, first come, first served, and finishes an answer before it begins the next. The server is a service with
+enough capacity: its TTFT is drawn from F as before. Plans are made as if the device were free.
 """
 
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ class QueueResult(Result):
 
     device_start_s  seconds from the request until the device began with it, inf where it never did
     waited_s        seconds in the device's queue, until the device began or the server answered; 0 for a request that
-                    never was in it
-    dropped         whether the server answered first while the request was in the queue, bool: not started, not paid
+                    was never queued
+    dropped         whether the server answered while the request was queued, bool: not started, not charged
     busy_s          seconds the device worked for the request: to the end of its answer, or until it was cancelled
     """
 
@@ -37,14 +36,14 @@ class QueueResult(Result):
 
     @property
     def device_busy(self) -> float:
-        """Share of the time that the device works, from the first request until the last one came or it was done."""
+        """Share of time the device works, from the first arrival to the last arrival or the end of its work."""
         begun = self.device_started
         done_s = (self.load.arrival_s + self.device_start_s + self.busy_s)[begun]
         span_s = np.append(done_s, self.load.arrival_s).max() - self.load.arrival_s.min()
         return float(self.busy_s.sum() / span_s) if span_s > 0 else float("nan")
 
     def summary(self) -> dict[str, float]:
-        """As that of a `Result`; also the share of time the device works, mean wait in s, share of dropped starts."""
+        """The summary of a `Result`, the share of time the device works, mean wait in s, share of dropped starts."""
         more = {"device_busy": self.device_busy, "mean_wait_s": float(self.waited_s.mean())}
         return super().summary() | more | {"dropped": float(self.dropped.mean())}
 
@@ -52,7 +51,7 @@ class QueueResult(Result):
 def alone_s(load: Workload, device: DeviceProfile) -> Floats:
     """Seconds the device works for each request that it answers alone, shape (n,); the first token ends the prefill.
 
-    Their mean times the requests per second is the device's offered load rho, were every request its own.
+    Their mean times the requests per second is the offered load rho if the device answers every request.
 
     >>> load = Workload([0.0, 9.0], [20, 40], [1, 15])
     >>> alone_s(load, DeviceProfile(prefill_rate=50.0, decode_rate=14.0)).tolist()
@@ -72,60 +71,60 @@ def simulate_queue(
     ttft_s: ArrayLike | None = None,
     delays_s: ArrayLike | None = None,
 ) -> QueueResult:
-    """The race of `simulate` for requests that share one device, which serves one at a time in order of asking.
+    """The race of `simulate` for requests that share one device, which serves one at a time in queue order.
 
-    The device is asked w seconds after a request came, iff the server has not answered by then, and begins once it is
-    free. A start that is still in the queue when the server answers is dropped and not paid; one that has begun is
-    paid, and cancelled at once if the server answers first. If the device answers first, it is taken until its last
-    token. TTFT counts from the request's arrival. Of requests that ask at one moment the one that came first goes
-    first. Times are compared as floats: a tie is one only if its sums are equal. Answers do not move from end to end.
+    A request joins the device's queue w seconds after its arrival, unless the server has answered by then, and starts
+    once the device is free. If the server answers while it is queued, it is dropped and not charged; if the server
+    answers after it has started, it is charged and cancelled at once. If the device answers first, it is busy until
+    its last token. TTFT counts from the arrival. Of requests that join the queue at the same moment the earlier
+    arrival goes first. Times are compared as floats: only equal sums tie. Answers are not handed over.
 
-    rng, ttft_s, delays_s   as in `simulate`, and its errors; generators of equal seed meet equal draws in both
+    rng, ttft_s, delays_s   as in `simulate`, and its errors; generators with equal seeds give both the same draws
     """
-    own_s, delay_s = drawn(load, plan, server, device, rng, ttft_s, delays_s)
-    (server_ttft, device_ttft), (server_delay, device_delay) = own_s, delay_s
-    answered = server_delay + server_ttft
-    decoding = (load.output_tokens - 1) / device.decode_rate
+    times_s, delay_s = drawn(load, plan, server, device, rng, ttft_s, delays_s)
+    (server_ttft, device_ttft), (server_delay, device_delay) = times_s, delay_s
+    server_first = server_delay + server_ttft
+    decode_s = (load.output_tokens - 1) / device.decode_rate
     arrival = load.arrival_s - load.arrival_s.min()  # seconds since 1970 would leave few digits for the race
-    asked_at = arrival + device_delay
-    asked = device_delay < answered
-    turn = np.lexsort((arrival, asked_at, ~asked))[: asked.sum()]  # the latter keys count first
-    columns = (arrival, device_delay, server_delay, answered, device_ttft, decoding)
+    queued_at = arrival + device_delay
+    queued = device_delay < server_first
+    order = np.lexsort((arrival, queued_at, ~queued))[: queued.sum()]  # the last key is the primary one
+    columns = (arrival, device_delay, server_delay, server_first, device_ttft, decode_s)
     start_s, busy_s = np.full(len(load), NEVER), np.zeros(len(load))
-    start_s[turn], busy_s[turn] = _serve(*(column[turn].tolist() for column in columns))
-    # with the queue's starts in place of the plan's it is the same race, compared with the same floats
-    race = simulate(load, plan, server, device, ttft_s=np.stack(own_s), delays_s=np.stack([server_delay, start_s]))
-    waited_s = np.where(asked, np.minimum(start_s, answered) - device_delay, 0.0)
-    dropped = asked & np.isinf(start_s)
+    start_s[order], busy_s[order] = _serve(*(column[order].tolist() for column in columns))
+    # the same race, with the starts that the queue allows in place of the plan's delays
+    race = simulate(load, plan, server, device, ttft_s=np.stack(times_s), delays_s=np.stack([server_delay, start_s]))
+    waited_s = np.where(queued, np.minimum(start_s, server_first) - device_delay, 0.0)
+    dropped = queued & np.isinf(start_s)
     return QueueResult(**vars(race), device_start_s=start_s, waited_s=waited_s, dropped=dropped, busy_s=busy_s)
 
 
 def _serve(
-    arrival: list[float],
-    delay: list[float],
-    server_delay: list[float],
-    answered: list[float],
-    prefill: list[float],
-    decoding: list[float],
+    arrivals: list[float],
+    device_delays: list[float],
+    server_delays: list[float],
+    server_firsts: list[float],
+    prefills: list[float],
+    decodes: list[float],
 ) -> tuple[list[float], list[float]]:
-    """When the device begins with each request, inf for never, and how long it works for it; in the order of turns.
+    """When the device starts each request, inf for never, and how long it works for it; requests in queue order.
 
-    All but the arrival in seconds from the request, as the race itself compares them.
+    All but the arrivals are seconds from the request, as in the race itself.
     """
-    starts, works = [], []
-    free = 0.0  # when the device is done with all before
-    for came, wait, asks_server, answer, reads, writes in zip(
-        arrival, delay, server_delay, answered, prefill, decoding, strict=True
+    starts, busy = [], []
+    free = 0.0  # when the device has finished all earlier requests
+    for arrival, delay, server_delay, server_first, prefill, decode in zip(
+        arrivals, device_delays, server_delays, server_firsts, prefills, decodes, strict=True
     ):
-        start = max(wait, free - came)
-        if start >= answer:
+        start = max(delay, free - arrival)
+        if start >= server_first:
             starts.append(NEVER)
-            works.append(0.0)
+            busy.append(0.0)
             continue
-        first = start + reads
-        # a server that would answer at the moment it is asked is not asked if the device has answered by then
-        done = first + writes if first < answer or first <= asks_server else answer
-        free = came + done
+        first = start + prefill
+        # a server that would answer at the moment it starts does not start if the device has answered by then
+        done = first + decode if first < server_first or first <= server_delay else server_first
+        free = arrival + done
         starts.append(start)
-        works.append(done - start)
-    return starts, works
+        busy.append(done - start)
+    return starts, busy

@@ -1,4 +1,4 @@
-"""A plan and a rule over arrays of requests: the race between the two ends, hand-overs, and what it all cost."""
+"""A plan and a rule over arrays of requests: the race between the two endpoints, hand-overs and costs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from disco_core.latency import DeviceProfile, ServerProfile
 from disco_core.migration import MigrationRule
 from disco_core.workload import Workload
 
-_BLOCK = 1 << 18  # tokens simulated at a time with a rule: a few matrices of 2 MB, which caches hold
+_BLOCK = 1 << 18  # tokens simulated at a time with a rule: a few matrices of 2 MB, which fit in a cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,13 +25,13 @@ class Result:
     """One simulated workload; arrays have one entry per request, shape (n,).
 
     ttft_s          seconds to the first token
-    winner          the end it came from, an `End`, as int8
-    server_started, device_started   whether that end was started in the race, bool
-    ledger          prefill and decode tokens charged to each end
+    winner          the endpoint it came from, an `End`, as int8
+    server_started, device_started   whether that endpoint was started in the race, bool
+    ledger          prefill and decode tokens charged to each endpoint
     cost            $ per request, None without prices
 
     With a rule:
-    migrated_at     tokens generated when the answer moved to the other end, 0 where it did not
+    migrated_at     tokens generated when the answer moved to the other endpoint, 0 where it did not
     delay_num       tokens generated after they were due
     tbt_p99_s       P99 of the gaps between released tokens in seconds, NaN for an answer of one token
     qoe             Andes' quality of experience in [0, 1] at the rule's reading rate
@@ -63,12 +63,12 @@ class Result:
         return self._share(self.device_started)
 
     def _share(self, started: NDArray[np.bool_]) -> float:
-        # of the race alone: what a hand-over prefills is charged, but is not the budget's
+        # of the race alone: the prefill of a hand-over is charged, but does not use the budget
         return float(self.load.prompt_tokens @ started / self.load.prompt_tokens.sum())
 
     @property
     def budget_used(self) -> float:
-        """Share of the plan's scarce end; NaN for a plan without a budget."""
+        """Share of the plan's constrained endpoint; NaN for a plan without a budget."""
         if self.plan.constraint is None:
             return float("nan")
         return (self.server_share, self.device_share)[self.plan.constraint.end]
@@ -100,21 +100,21 @@ def simulate(
     ttft_s: ArrayLike | None = None,
     delays_s: ArrayLike | None = None,
 ) -> Result:
-    """Race the two ends for every request, and hand over in mid-answer where the rule says so.
+    """Race the two endpoints for every request, and hand over in mid-answer where the rule says so.
 
-    An end starts iff its delay is smaller than the other's first-token time; at a tie the server wins. The loser
-    is cancelled at the winner's first token. A started end is charged the full prompt; the winner also every
-    output token.
+    An endpoint starts iff its delay is smaller than the other's first-token time; at a tie the server wins. The
+    loser is cancelled at the winner's first token. A started endpoint is charged the full prompt; the winner also
+    every output token.
 
     A hand-over costs the target a prefill of the prompt and all generated tokens, and takes as long as its TTFT for
     them: `T_d(l + n)` for the device, for the server a draw from F of its own. The source stops at once.
 
     rng        draws the server's TTFT from F, then the plan's delays: policies given equal seeds see equal TTFTs;
                with a rule, last the server's TTFT as a target
-    ttft_s     replaces the first draw: the server's TTFT per request, shape (n,), or both ends', shape (ends, n);
+    ttft_s     replaces the first draw: the server's TTFT, shape (n,), or both endpoints' TTFT, (endpoints, n);
                with a rule, a server that takes over needs that time again
-    delays_s   replaces the second: shape (ends, n), inf for never
-    InputError if a shape is off, a time is negative or NaN, or a draw is needed and rng is missing.
+    delays_s   replaces the second: shape (endpoints, n), inf for never
+    InputError if a shape is wrong, a time is negative or NaN, or a draw is needed and rng is missing.
     """
     if cost is not None:
         checks.kind(cost, CostModel, "cost")
@@ -123,7 +123,7 @@ def simulate(
     server_first = server_delay + server_ttft
     device_first = device_delay + device_ttft
     device_started = device_delay < server_first
-    # the second half: two ends that would answer at the very moment they start; the tie is the server's
+    # second half: both would answer at the moment they start; the server wins the tie
     server_started = (server_delay < device_first) | ~device_started
     won_by_device = (device_first < server_first) | ~server_started
     winner = won_by_device.view(np.int8)
@@ -139,10 +139,10 @@ def simulate(
 
 
 def _ledger(load: Workload, winner: NDArray[np.int8], started: tuple[Any, Any], made_by_winner: Ints) -> Ledger:
-    """Charges of the race and the answer: the winner made so many tokens, the other end the rest of the answer."""
+    """Tokens charged: the winner generated `made_by_winner` of the answer, the other endpoint the rest."""
     by_device = np.where(winner == End.DEVICE, made_by_winner, load.output_tokens - made_by_winner)
     prefill = [load.prompt_tokens * began for began in started]
-    # where the winner did not make them all, the other end also had to read what was there
+    # where the answer moved, the other endpoint also prefilled the prompt and the generated tokens
     moved = made_by_winner < load.output_tokens
     reread = (load.prompt_tokens + made_by_winner) * moved
     return Ledger(
@@ -196,7 +196,7 @@ def _answers(
     first_s, winner = race.ttft_s[rows, None], race.winner[rows, None]
     n = np.arange(1, int(length.max()) + 1)
     gap = np.array([1 / server.decode_rate, 1 / device.decode_rate])
-    # sums token by token, as a clock would run, so that a live stream meets the very same times
+    # summed token by token, as a clock advances, so that a live stream has exactly the same times
     steps = np.where(n == 1, first_s, gap[winner])
     moves = rule.moves(prompt, n, np.cumsum(steps, axis=1) - first_s) & (n < length)
     if rule.target is not None:
@@ -227,7 +227,7 @@ def drawn(
     ttft_s: ArrayLike | None = None,
     delays_s: ArrayLike | None = None,
 ) -> tuple[tuple[Floats, Floats], Floats]:
-    """Both ends' TTFTs and the plan's delays, per end of shape (n,), drawn or given as `simulate` takes them."""
+    """TTFTs and the plan's delays, shape (n,) for each endpoint, drawn or given as in `simulate`."""
     kinds: list[tuple[object, type, str]] = [(load, Workload, "load"), (plan, DispatchPlan, "plan")]
     kinds += [(server, ServerProfile, "server"), (device, DeviceProfile, "device")]
     for value, expected, name in kinds:

@@ -1,4 +1,4 @@
-"""What is asked: when requests arrive, how long their prompts are and how long the answers become."""
+"""The requests: when they arrive, how long their prompts are and how long the answers."""
 
 from dataclasses import dataclass
 

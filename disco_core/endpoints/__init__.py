@@ -1,1 +1,1 @@
-"""Things that produce tokens: a model in this process, a server, a recorded timeline."""
+"""Endpoints, which generate tokens: a model in this process, or a server."""

@@ -1,4 +1,4 @@
-"""What a live stream asks of an end: tokens from a prefix, one after the other, and an end that is confirmed."""
+"""The interface of an endpoint: tokens that follow a prefix, one at a time, and a confirmed cancellation."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -10,16 +10,16 @@ import numpy as np
 
 from disco_core.errors import InputError
 
-Message = Mapping[str, str]  # its "role" and its "content", as chat APIs have them
-ROLES = ("system", "user", "assistant")  # what every template knows; of others each makes what it likes
-# text, or ids of the endpoint's own vocabulary, the assistant's turn left open; or messages, which each end builds as
-# its own model's chat template wants them
+Message = Mapping[str, str]  # its "role" and its "content", as in chat APIs
+ROLES = ("system", "user", "assistant")  # those that every chat template supports
+# text, or ids of the endpoint's own vocabulary, with the assistant's turn left open; or messages, which each endpoint
+# puts in the chat template of its model
 Prompt = str | Sequence[int] | Sequence[Message]
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token of the answer: its place from 0, its text, and its id where the endpoint tells."""
+    """One token of the answer: its index from 0, its text, and its id where the endpoint reports one."""
 
     index: int
     text: str
@@ -28,10 +28,10 @@ class Token:
 
 @dataclass(frozen=True)
 class Prefix:
-    """All that an end needs to begin or to go on: no cache and no sampler state moves, only this.
+    """What an endpoint starts or continues from: a hand-over moves this, but no cache and no sampler state.
 
-    prompt       as the rule built it for this end; of messages the last is never the assistant's
-    generated    tokens the answer already has, from whichever end
+    prompt       as the rule made it for this endpoint; if it is messages, the last is never the assistant's
+    generated    tokens the answer already has, from either endpoint
     max_tokens   how many more may follow, at least 1
     """
 
@@ -42,23 +42,23 @@ class Prefix:
 
 
 class Endpoint(Protocol):
-    """An end. `generate` yields the tokens after the prefix and returns when the answer is complete.
+    """An endpoint. `generate` yields the tokens after the prefix and returns when the answer is complete.
 
-    It raises an EndpointError otherwise: a stream that is merely cut never ends quietly. Closing the generator
-    cancels the work at any moment, prefill included, and returns once the end has confirmed that it stopped, or
-    raises an EndpointError where it did not in time. All of it, closing too, happens in one task, so that
+    It raises an EndpointError otherwise: an answer that was cut never ends without an error. Closing the generator
+    cancels the generation at any moment, also during prefill, and returns once the endpoint has confirmed that it
+    stopped, or raises an EndpointError if it did not in time. All of it, also closing, happens in one task, so that
     `asyncio.timeout`, a TaskGroup or a ContextVar may be held over a `yield`.
 
     name         in records and messages
-    vocabulary   fingerprint: equal fingerprints exchange ids, others text
+    vocabulary   fingerprint: endpoints with equal fingerprints exchange ids, others text
     context      tokens of prompt and answer that fit; None where unknown
-    continues    whether it can go on in an open assistant turn
+    continues    whether it can continue an open assistant turn
 
-    An end whose tokens are held up on their way may also have `ahead(tokens)`: how many it has made for a piece of
-    work, a generator it gave, beyond those that came out. They are charged too. `read(tokens)`: how many tokens of
-    the prefix it has read for that work, None where it cannot tell. `reuses`: whether a piece of work goes on from
-    what the last one has read of the same beginning, and is charged for the rest only. `built(prompt)`: messages as
-    the text that its model reads, which is what it then gets; without it they are what it gets.
+    Four members are optional. `ahead(tokens)`: for a generator that `generate` returned, the number of tokens already
+    generated but not yet yielded; they are charged too. `read(tokens)`: the number of prefix tokens prefilled for it,
+    None where unknown. `reuses`: whether there is a prefix cache, so that a generation continues from the common
+    beginning with the last one and is charged for the rest only. `built(prompt)`: messages as text in the model's
+    chat template, which `generate` then gets; without this member it gets the messages.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Endpoint(Protocol):
     continues: bool
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt as built, in this end's own tokenizer; where it cannot tell an estimate, no failure."""
+        """Tokens of a prompt, with chat template, by its own tokenizer; an estimate, not an error, if that fails."""
         ...
 
     def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
@@ -76,19 +76,19 @@ class Endpoint(Protocol):
 
 
 def ahead(endpoint: Endpoint, tokens: AsyncGenerator[Token, None]) -> int:
-    """How many tokens an end has made for a piece of work beyond those it has yielded: 0 unless it has `ahead`."""
+    """How many tokens an endpoint has generated beyond those that `tokens` yielded: 0 unless it has `ahead`."""
     told = getattr(endpoint, "ahead", None)
     return int(told(tokens)) if told else 0
 
 
 def built(endpoint: Endpoint, prompt: Prompt) -> Prompt:
-    """Messages as an end builds them, if it does; anything else as it is."""
+    """Messages in the chat template of an endpoint, if it applies one; any other prompt unchanged."""
     build = getattr(endpoint, "built", None)
     return build(prompt) if build and is_chat(prompt) else prompt
 
 
 def checked(value: Any, name: str) -> Endpoint:
-    """What has all that an endpoint has; InputError otherwise."""
+    """The value, if it has all that an `Endpoint` must have; InputError otherwise."""
     wanted = (*Endpoint.__annotations__, "count", "generate")
     missing = [one for one in wanted if not hasattr(value, one)]
     if isinstance(value, type) or missing:
@@ -99,7 +99,7 @@ def checked(value: Any, name: str) -> Endpoint:
 
 
 def checked_prompt(value: Any) -> Prompt:
-    """A text that can be encoded, a list of ids, or messages; InputError otherwise."""
+    """The value, if it is a text that can be encoded, a list of ids, or messages; InputError otherwise."""
     try:
         if isinstance(value, str):
             value.encode()
@@ -122,14 +122,14 @@ def is_chat(prompt: Any) -> TypeGuard[Sequence[Message]]:
 
 
 def own(prompt: Prompt) -> Prompt:
-    """A copy, for whoever may change what it is given."""
+    """A copy of a prompt, to pass to code that may change it."""
     if isinstance(prompt, str):
         return prompt
     return [dict(message) for message in prompt] if is_chat(prompt) else [*prompt]
 
 
 def _messages(values: Sequence[Any]) -> list[Message]:
-    """Messages of nothing but a role and a text, the last of them not the assistant's."""
+    """Messages that have only a role and a content, the last not the assistant's; InputError otherwise."""
     for message in values:
         fields = {str(key): message[key] for key in message}
         if fields.keys() != {"role", "content"}:
@@ -150,31 +150,31 @@ def _messages(values: Sequence[Any]) -> list[Message]:
 
 
 def whole(value: Any, name: str) -> int:
-    """A whole number of at least 0, such as a seed; InputError otherwise."""
+    """The value, if it is a whole number of at least 0, such as a seed; InputError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
         raise InputError(f"{name} must be a whole number of at least 0, got {value!r:.80}")
     return int(value)
 
 
 def words(prompt: str | Sequence[Message]) -> str:
-    """A text, or what all messages say, without what a template puts around them."""
+    """The text of a prompt, or the contents of all its messages, without a chat template."""
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
 
 
 def estimate(prompt: Prompt) -> int:
-    """Tokens of a prompt where nobody counts: a rule of thumb for English, four bytes a token."""
+    """Estimated tokens of a prompt: four bytes a token, a rule of thumb for English."""
     return -(-len(words(prompt).encode()) // 4) if isinstance(prompt, str) or is_chat(prompt) else len(prompt)
 
 
 async def ended(task: "asyncio.Task[None]") -> None:
-    """Wait until a task that was told to stop has; its exception is raised, unless it was cancelled.
+    """Wait until a task that was asked to stop has stopped; raise its exception, unless it was cancelled.
 
-    Whoever waits no longer cancels it once more, so that it is not left behind.
+    If the wait itself is cancelled, the task is cancelled once more, so that it is not left running.
     """
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError:
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody else will look
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())  # retrieved, since nobody else will
         task.cancel()
         raise
     if not task.cancelled():
@@ -182,7 +182,7 @@ async def ended(task: "asyncio.Task[None]") -> None:
 
 
 async def until(when: float) -> None:
-    """Sleep until a loop time exactly: an absolute deadline does not drift as sums of sleeps do."""
+    """Sleep until a time of the loop's clock: an absolute deadline does not drift as sums of sleeps do."""
     loop = asyncio.get_running_loop()
     if when <= loop.time():
         return

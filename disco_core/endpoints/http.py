@@ -1,4 +1,4 @@
-"""What endpoints over HTTP share: events out of bytes, keys kept out of messages, failures by their names."""
+"""Shared by endpoints over HTTP: server-sent events from bytes, keys kept out of messages, names for failures."""
 
 import asyncio
 import ssl
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from disco_core import checks
 from disco_core.errors import CutError, EndpointError, InputError, ProtocolError, RefusedError, StalledError
 
-LONGEST_EVENT = 1 << 22  # bytes: an event stream has no such line
+LONGEST_EVENT = 1 << 22  # bytes; no line of an event stream is longer
 MEANING = {
     401: "the key is wrong or missing",
     403: "the key does not allow this",
@@ -19,14 +19,14 @@ MEANING = {
 
 
 class Events:
-    """The data of server-sent events out of bytes, however they were cut: a character or a line may be split."""
+    """The data of server-sent events from bytes that may be cut anywhere, also within a character or a line."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[str] = []
 
     def feed(self, raw: bytes) -> Iterator[str]:
-        """The events that these bytes complete. ValueError for what is no text, or a line without an end."""
+        """The events that these bytes complete. ValueError for bytes that are no text, or a line that is too long."""
         lines = (self._rest + raw).replace(b"\r\n", b"\n").split(b"\n")
         self._rest = lines.pop()
         if len(self._rest) > LONGEST_EVENT:
@@ -42,7 +42,7 @@ class Events:
 
 
 def secret(key: str | None, name: str) -> str | None:
-    """A key that can stand in a header; InputError otherwise, without showing it."""
+    """The key, if it can be sent in a header; InputError otherwise, without showing it."""
     key = None if key is None else key.strip()
     if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
         raise InputError(f"{name}: the key must be printable ASCII without spaces")
@@ -50,13 +50,13 @@ def secret(key: str | None, name: str) -> str | None:
 
 
 def without(key: str | None, text: str) -> str:
-    """A server's words in one line of bounded length, the key taken out should it repeat it."""
+    """A server's text in one line of at most 300 characters, with the key redacted."""
     line = " ".join(text.split())
     return (line.replace(key, "***") if key else line)[:300]
 
 
 def address(url: str, name: str) -> str:
-    """An address that carries no key and needs none; InputError otherwise."""
+    """The URL, if it has no credentials, query or fragment; InputError otherwise."""
     allowed = f"{name}: url must be http://host or https://host, without a key, a query or a fragment"
     try:
         found = urlsplit(checks.kind(url, str, "url"))
@@ -70,11 +70,11 @@ def address(url: str, name: str) -> str:
 
 
 class Remote:
-    """An endpoint at an address, with a key that stays hidden and connections that are kept.
+    """An endpoint at a URL; it keeps its key out of messages and its connections open.
 
     stale_retries  requests that were sent again because an idle connection had been dropped
 
-    Connections belong to an event loop; another one opens its own.
+    Connections belong to an event loop; another loop opens its own.
     """
 
     def __init__(self, name: str, url: str, key: str | None, deadline_s: float) -> None:
@@ -106,11 +106,11 @@ class Remote:
         return self._client
 
     def _said(self, words: object, most: int = 60) -> str:
-        """A server's words, fit for a message."""
+        """A server's text, shortened and with the key redacted, for an error message."""
         return without(self._key, str(words))[:most]
 
     def _refusal(self, status: int, retry_after: str | None, said: object) -> RefusedError:
-        """What a status other than 200 means."""
+        """The error for a status other than 200."""
         after = f", Retry-After {self._said(retry_after)} s" if retry_after else ""
         words = [f"{status}{after}", MEANING.get(status, ""), self._said(said, 300)]
         return RefusedError(self.name, ": ".join(filter(None, words)))
@@ -119,7 +119,7 @@ class Remote:
         return ProtocolError(self.name, f"it sent what nobody can read: {self._said(error, 80)}")
 
     def _broken(self, error: BaseException) -> EndpointError:
-        """What a failure of the transport means; by the names of its kinds, which httpx and its successor share."""
+        """The error for a failure of the transport, by its classes' names, which httpx and its successor share."""
         name, what = self.name, self._said(error, 200) or type(error).__name__
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "ConnectTimeout" in kinds:
@@ -139,7 +139,7 @@ class Remote:
 
 
 async def watched(request: Any) -> None:
-    """A hook of a client, so that a failed request can tell whether its connection was a new one."""
+    """An event hook of a client that marks a request whose connection was new."""
 
     async def trace(event: str, _: object) -> None:
         if event == "connection.connect_tcp.started":
@@ -149,7 +149,7 @@ async def watched(request: Any) -> None:
 
 
 def stale(error: Any) -> bool:
-    """Whether a request failed without an answer on a connection that had been used before: no failure of the end."""
+    """Whether a request failed unanswered on a connection used before, which is no failure of the endpoint."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
     dropped = kinds & {"RemoteProtocolError", "ReadError", "WriteError"}
     return bool(dropped) and "connected" not in error.request.extensions

@@ -1,7 +1,7 @@
-"""A model in this process: llama-cpp-python, one owner thread, work that can be cancelled in the middle of a prefill.
+"""A model in this process by llama-cpp-python: one owner thread, and jobs that can be cancelled in mid-prefill.
 
-The model's context belongs to one thread, which does one piece of work after the other; everybody else hands it work
-and gets tokens back through queues. The vocabulary never changes and is read from any thread.
+The model's context belongs to one thread, which runs one job after the other; other threads give it jobs and get
+tokens back through queues. The vocabulary never changes and is read from any thread.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ BATCH = 32  # prompt tokens per step: no slower here than 512, and a cancel wait
 
 
 def model_file(name: str, path: Any) -> Path:
-    """The path of a GGUF file for the endpoint of that name; InputError if there is none or it is something else."""
+    """The path, if it is a GGUF file; otherwise InputError, which begins with the endpoint's name."""
     wanted = f"{name}: model_path must be a GGUF file, got {str(path)!r}"
     try:
         with Path(path).open("rb") as file:
@@ -49,7 +49,7 @@ def model_file(name: str, path: Any) -> Path:
 
 @dataclass(eq=False)
 class _Job:
-    """A piece of work on its way to the owner thread, and the way back to the loop that waits for it."""
+    """A generation for the owner thread to run, and the way back to the event loop that waits for its tokens."""
 
     ids: list[int]
     prefix: Prefix
@@ -81,19 +81,19 @@ class _Job:
 
 
 class LlamaCppEndpoint:
-    """An end in this process. Close it, or use it as a context manager, `async` or not.
+    """An endpoint in this process. Close it, or use it as a context manager, `async` or not.
 
     model_path     GGUF file; InputError if it is missing, something else, or cannot be loaded
     n_threads      threads that compute
-    n_ctx          tokens of prompt and answer that fit, at most what the model was trained with
+    n_ctx          tokens of prompt and answer that fit, at most the context the model was trained with
     temperature    0 is greedy
-    chat_template  Jinja template that messages are put in, by default the one that the file holds
-    reuses         whether a piece of work goes on from what the last one has read of the same beginning, cancelled
-                   or not, as long as nobody else's came between; otherwise each starts from an empty state
-    confirmed      tokens it has really processed, cancelled work included
+    chat_template  Jinja template for messages, by default the one in the file
+    reuses         whether to use the prefix cache: a job continues from the beginning it has in common with the last
+                   one, also if that was cancelled; otherwise each job starts from an empty state
+    confirmed      tokens actually processed, also by cancelled jobs
 
-    Prompts are taken as they are built: special tokens are parsed, and a BOS that the prompt already has is not
-    doubled. Messages are refused without a template.
+    A prompt that is a text is expected in the chat template: special tokens are parsed, and a BOS that it already has
+    is not doubled. Messages are refused if there is no template.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class LlamaCppEndpoint:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._open: set[_Job] = set()
         self._works: WeakKeyDictionary[AsyncGenerator[Token, None], list[_Job]] = WeakKeyDictionary()
-        self._at: _Job | None = None  # what the owner is reading for, with the state trimmed to what it shares
+        self._at: _Job | None = None  # the job that the owner runs, once the state is cut to the common beginning
         self._closed = False
         loaded: Future[Llama] = Future()
         self._owner = threading.Thread(target=self._own, args=(loaded,), name=name, daemon=True)
@@ -129,7 +129,7 @@ class LlamaCppEndpoint:
         self.vocabulary = fingerprint(self._size, self._tokenize(PROBE, False))
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt as built, a BOS that the model asks for included; an estimate if it cannot tell."""
+        """Tokens of a prompt, with chat template and BOS if the model has one; an estimate if that fails."""
         try:
             read = self.built(prompt)
             return len(self._tokenize(read, True)) if isinstance(read, str) else len(read)
@@ -137,7 +137,7 @@ class LlamaCppEndpoint:
             return estimate(prompt)
 
     def built(self, prompt: Prompt) -> str | Sequence[int]:
-        """The prompt as the model reads it: messages in its chat template; RefusedError if it does not take them."""
+        """The prompt as the model gets it: messages in its chat template; RefusedError if it does not take them."""
         return in_template(prompt, self._template)
 
     def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
@@ -148,7 +148,7 @@ class LlamaCppEndpoint:
         return tokens
 
     def read(self, tokens: AsyncGenerator[Token, None]) -> int | None:
-        """Tokens read for a piece of work that `generate` gave, its own included; None before it has begun."""
+        """Tokens processed for a generator of `generate`, generated ones included; None unless its job is running."""
         jobs = self._works[tokens]
         return self._llama.n_tokens if jobs and self._at is jobs[0] and not self._closed else None
 
@@ -175,7 +175,7 @@ class LlamaCppEndpoint:
                 await job.ended.wait()
 
     def close(self) -> None:
-        """Stop what runs, refuse what waits, give the memory back. Safe to call again."""
+        """Stop the running job, refuse those that wait, and free the memory. Safe to call again."""
         if self._closed:
             return
         self._closed = True
@@ -220,11 +220,11 @@ class LlamaCppEndpoint:
         return None if found is None else Jinja2ChatFormatter(found, eos_token=eos, bos_token=self._bos)
 
     def _mark(self, id: int) -> str:
-        """How a special token is written; "" where the model has none."""
+        """The text of a special token; "" if the model has none."""
         return str(self._llama._model.token_get_text(id)) if id >= 0 else ""
 
     def _tokenized(self, text: str, special: bool) -> tuple[int, ...]:
-        """Ids of a text; `special`: it begins a prompt, and gets the BOS the model asks for unless it has one."""
+        """Ids of a text; `special`: it begins a prompt, and gets the model's BOS unless it has one."""
         if self._closed:
             raise RefusedError(self.name, "it is closed")
         adds = special and not (self._bos and text.startswith(self._bos))
@@ -242,7 +242,7 @@ class LlamaCppEndpoint:
         with closing(llama):
             while (job := self._jobs.get()) is not None:
                 self._work(llama, job)
-        with suppress(queue.Empty):  # work that came in while it was closing
+        with suppress(queue.Empty):  # jobs that came while it was closing
             while True:
                 late = self._jobs.get_nowait()
                 if late is not None:
@@ -256,7 +256,7 @@ class LlamaCppEndpoint:
             raise RefusedError(self.name, "it needs the package llama-cpp-python") from error
         threads = self._options["n_threads"]
         try:
-            with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are meant as they are
+            with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are intended
                 llama = Llama(
                     model_path=str(self._path),
                     n_threads_batch=threads,
@@ -275,7 +275,7 @@ class LlamaCppEndpoint:
         return llama
 
     def _work(self, llama: "Llama", job: _Job) -> None:
-        """One piece of work. Whatever happens, the thread lives and the end is confirmed."""
+        """Run one job. Whatever happens, the thread survives and the job is confirmed to have ended."""
         try:
             if job.start.acquire(blocking=False):
                 self._generate(llama, job)
@@ -314,16 +314,16 @@ class LlamaCppEndpoint:
 
 
 def _alike(read: Sequence[int], wanted: Sequence[int]) -> int:
-    """Tokens that need not be read again: the last one always is, since what follows comes out of it."""
+    """How many tokens need no prefill: those in common, without the last, whose output gives the next token."""
     same = takewhile(lambda pair: pair[0] == pair[1], zip(read, wanted[:-1], strict=False))
     return sum(1 for _ in same)
 
 
 @lru_cache(maxsize=1)
 def _abort() -> Any:
-    """llama.cpp asks this after every operation: `bool (*)(void *)`, here C's `strlen` of the job's flag.
+    """llama.cpp calls this after every operation: `bool (*)(void *)`, here C's `strlen` of the job's flag.
 
-    A Python function would have to get the interpreter's lock some six hundred times a token.
+    A Python function would have to take the interpreter's lock some six hundred times a token.
     """
     from llama_cpp import ggml_abort_callback
 

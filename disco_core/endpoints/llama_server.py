@@ -1,14 +1,15 @@
 """A llama.cpp server over its native `/completion`: token ids in, token ids out, a cancel that is confirmed.
 
-What it sends, and what becomes of it:
+How the server behaves, and how that is handled:
 
-- It holds back the tokens of an unfinished character and names only the last of them. `tokens_predicted` tells how
-  many there were, and the character's own ids, asked for with `/tokenize`, say which.
-- It names the token that ended the turn in an event without text: such an event waits for the next one.
-- It notices a closed connection only when it writes. It is asked to report its progress, so that it also writes
-  during a prefill, after every batch.
-- It drops idle connections now and then. A disconnect before any byte on a connection that was used before is
-  stale, not a failure: the request is sent once more on a new one.
+- It holds back the tokens of an unfinished character and sends the id of the last one only. `tokens_predicted` gives
+  their number, and tokenising the character with `/tokenize` gives the other ids.
+- It sends the token that ends the turn in an event without text. So such a token waits for the next event, which
+  shows whether it belongs to the answer.
+- It notices a closed connection only when it writes. So progress reports are requested: with them it also writes
+  during prefill, after every batch.
+- It drops idle connections now and then. If a connection that was used before breaks before any byte has come, the
+  request is sent once more on a new connection, and does not count as failed.
 """
 
 import asyncio
@@ -28,26 +29,26 @@ from disco_core.endpoints.http import LONGEST_EVENT, Events, Remote, stale, watc
 from disco_core.endpoints.vocabulary import PROBE, admit, fingerprint, in_template, parts
 from disco_core.errors import CutError, EndpointError, ProtocolError, RefusedError, StalledError
 
-QUESTION_S = 2.0  # most seconds for a question that blocks
-MARK = "dry_allowed_length"  # the server shows it with its slots; of a sampler that is off, and with a mark stays so
+QUESTION_S = 2.0  # seconds that a blocking query may take
+MARK = "dry_allowed_length"  # a setting that `/slots` reports, of a sampler that is off
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 class LlamaServerEndpoint(Remote):
-    """An end behind a llama.cpp server. Its facts are asked for at once, so that a wrong address fails here.
+    """An endpoint behind a llama.cpp server. The constructor queries the server, so that a wrong address fails there.
 
     url            of the server, such as `LocalServer.url`
-    api_key        where the server asks for one; it appears in no message and no record
+    api_key        if the server requires one; it appears in no message and no record
     deadline_s     seconds without a byte after which it has failed
-    confirm_s      seconds to wait for the confirmed end of a cancelled request
+    confirm_s      seconds to wait until a cancelled request is confirmed to have stopped
     temperature    0 is greedy
-    reuses         whether the server goes on from what a slot of it has read of the same beginning
-    unconfirmed    cancelled requests whose end the server did not confirm in time
-    estimated      counts of a text that are four bytes a token, since the server could not be asked
+    reuses         whether the server may use its prefix cache: a slot continues from the beginning it has in common
+    unconfirmed    cancelled requests that the server did not confirm in time to have stopped
+    estimated      token counts that were estimated, since the server did not answer
 
     RefusedError if it cannot be reached or used, ProtocolError if it is something else. `count` of a text or of
-    messages, which the server puts in its own chat template, asks it the first time, and blocks meanwhile (about a
-    millisecond on the same machine); a server that did not answer is not asked again for `deadline_s`.
+    messages, which the server puts in its chat template, blocks the first time for a query (about a millisecond on
+    the same machine); a server that did not answer is not queried again for `deadline_s`.
     """
 
     def __init__(
@@ -80,11 +81,11 @@ class LlamaServerEndpoint(Remote):
         except (KeyError, IndexError, TypeError, ValueError) as error:
             what = self._said(repr(error), 80)
             failed = ProtocolError(name, f"it does not speak as a llama.cpp server does ({what})")
-        if failed:  # here, where what the server said does not become its context
+        if failed:  # raised here so that the server's text does not become its context
             raise failed
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt as built, a BOS that the model asks for included; an estimate if the server is gone."""
+        """Tokens of a prompt, with chat template and BOS if the model has one; an estimate if the server is gone."""
         if not (isinstance(prompt, str) or is_chat(prompt)):
             return len(prompt)
         if time.monotonic() >= self._mute_until:
@@ -95,13 +96,13 @@ class LlamaServerEndpoint(Remote):
                 ValueError,
                 KeyError,
                 TypeError,
-            ):  # for `generate` to report: the other end goes on
+            ):  # for `generate` to report: the other endpoint continues
                 self._mute_until = time.monotonic() + self.deadline_s
         self.estimated += 1
         return estimate(prompt)
 
     def built(self, prompt: Prompt) -> str | Sequence[int]:
-        """The prompt as the model reads it: messages in the server's chat template, which it is asked for."""
+        """The prompt as the model gets it: messages in the chat template, which the server applies."""
         return in_template(prompt, self._template)
 
     async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
@@ -117,7 +118,7 @@ class LlamaServerEndpoint(Remote):
                 part = list(await asyncio.to_thread(self._tokenize, part, i == 0))
             ids += part
         admit(self.name, prefix, ids, self._size, self.context)
-        mark = secrets.randbelow(2**31)  # of the slot, so that its end can be seen
+        mark = secrets.randbelow(2**31)  # identifies the slot, so that `_free` can see when it has stopped
         request = {
             "prompt": ids,
             "n_predict": prefix.max_tokens,
@@ -142,14 +143,14 @@ class LlamaServerEndpoint(Remote):
             raise
         except EndpointError as error:
             failed = error
-        if failed:  # here, where no other error becomes its context
+        if failed:  # raised here so that no other error becomes its context
             failed.__context__ = None
             raise failed
         if not reader.done:
             raise CutError(self.name, "the stream ended without a stop reason")
 
     async def text_of(self, ids: Sequence[int]) -> str:
-        """The text of ids; unfinished characters at either end as U+FFFD."""
+        """The text of ids; an unfinished character at its start or end is U+FFFD."""
         found = await asyncio.to_thread(self._ask, "POST", "/detokenize", {"tokens": list(ids)})
         return str(found["content"])
 
@@ -202,7 +203,7 @@ class LlamaServerEndpoint(Remote):
         async for raw in response.aiter_raw():
             try:
                 for data in events.feed(raw):
-                    if data == "[DONE]":  # says nothing of how the answer ended
+                    if data == "[DONE]":  # it does not say how the answer ended
                         continue
                     event = json.loads(data)
                     if not isinstance(event, dict):
@@ -212,7 +213,7 @@ class LlamaServerEndpoint(Remote):
                 raise self._unreadable(error) from None
 
     async def _free(self, mark: int) -> None:
-        """Wait until no slot works on the request any more; StalledError after `confirm_s`."""
+        """Wait until no slot processes the request any more; StalledError after `confirm_s`."""
         try:
             async with asyncio.timeout(self.confirm_s):
                 while True:
@@ -242,7 +243,7 @@ class LlamaServerEndpoint(Remote):
         return tuple(ids[1:] if doubled else ids)
 
     def _ask(self, method: str, path: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
-        """One question about the server, answered at once; blocks."""
+        """The server's reply to one short query; blocks."""
         timeout, raw = min(self.deadline_s, QUESTION_S), b""
         deadline, failed = time.monotonic() + timeout, None
         try:
@@ -271,21 +272,21 @@ class LlamaServerEndpoint(Remote):
 
 
 class _Reader:
-    """The tokens in the events of one answer, in order and by their number."""
+    """The tokens in the events of one answer, numbered in order."""
 
     def __init__(self, endpoint: LlamaServerEndpoint, prefix: Prefix) -> None:
         self.endpoint, self.done = endpoint, False
         self.index = self.first = len(prefix.generated)
         self.budget = prefix.max_tokens
-        self._empty: list[int | None] = []  # tokens without text: perhaps the end of the turn
-        self._open: list[int] = []  # the end of the prefix, as far as its last character is unfinished
+        self._empty: list[int | None] = []  # tokens without text: perhaps one that ends the turn
+        self._open: list[int] = []  # the last tokens of the prefix, if its last character is unfinished
         for token in reversed(prefix.generated):
             if token.text or token.id is None:
                 break
             self._open.insert(0, token.id)
 
     async def read(self, event: dict[str, Any]) -> list[Token]:
-        """The tokens that an event brings, none for a report of progress."""
+        """The tokens in an event; none in a progress report."""
         name = self.endpoint.name
         if "error" in event or "message" in event:
             said = event.get("error") or event
@@ -309,7 +310,7 @@ class _Reader:
         return self._numbered(before + await self._completed(text, ids, made))
 
     def _last(self, event: dict[str, Any], made: int) -> list[Token]:
-        """Tokens that were still held back: the turn's end is none of them, the rest has no text."""
+        """The tokens still held back, without one that ends the turn; all text of the event goes to the last."""
         name, why = self.endpoint.name, event.get("stop_type")
         if why not in ("eos", "word", "limit"):
             raise CutError(name, f"it stopped for no known reason: {self.endpoint._said(repr(why))}")
@@ -323,7 +324,7 @@ class _Reader:
         return tokens
 
     async def _completed(self, text: str, ids: list[int], made: int) -> list[Token]:
-        """`made` tokens that give one text; all but the last were held back, and their ids have to be found."""
+        """`made` tokens that share one text; all but the last were held back, and their ids have to be found out."""
         if len(ids) < made:
             found = await self.endpoint.ids_of(text)
             known = len(found) == made and list(found[made - len(ids) :]) == ids
@@ -335,9 +336,9 @@ class _Reader:
         return [*(Token(0, "", id) for id in rest[:-1]), Token(0, text, rest[-1])]
 
     async def _closed(self, text: str, rest: list[int | None]) -> str:
-        """The text of tokens that go on with a character begun by another end; "" while it stays unfinished."""
+        """The text of tokens that continue a character begun by another endpoint; "" while it is unfinished."""
         whole = [*self._open, *(id for id in rest if id is not None)]
-        begun = BROKEN in await self.endpoint.text_of(self._open)  # or else tokens that never have a text
+        begun = BROKEN in await self.endpoint.text_of(self._open)  # otherwise they are tokens that never have a text
         text = await self.endpoint.text_of(whole) if begun and None not in rest else text
         self._open = whole if begun and text.endswith(BROKEN) else []
         return "" if self._open else text

@@ -1,4 +1,4 @@
-"""A llama.cpp server on this machine: xllamacpp's native one, in a process of its own that never outlives ours."""
+"""A llama.cpp server on this machine: that of xllamacpp, in a child process that never outlives its parent."""
 
 import atexit
 import json
@@ -26,18 +26,18 @@ HOST = "127.0.0.1"
 
 
 class LocalServer:
-    """Starts on construction and is healthy when that returns; `url` is its address. Close it, or use `with`.
+    """The constructor starts it and returns once it is healthy; `url` is its address. Close it, or use `with`.
 
     model_path   GGUF file
     slots        requests it decodes together (continuous batching)
     n_threads    threads that compute, whatever the number of slots
     n_ctx        tokens of context of each slot
     port         0 takes a free one; RefusedError for one that is in use
-    api_key      a key it then asks for; it is handed over through a pipe, never on a command line
-    deadline_s   seconds it may take to load
+    api_key      a key it then requires; it is passed through a pipe, never on a command line
+    deadline_s   seconds it may take to start
 
-    The process has a session of its own, so that Ctrl-C reaches it only through us, and it ends as soon as the pipe
-    to us breaks: also after a crash, and after a kill that no handler sees.
+    The process has its own session, so that Ctrl-C reaches only the parent, and it ends as soon as the pipe to the
+    parent breaks: also when the parent crashes or is killed.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class LocalServer:
             "api_key": self._key,
         }
         deadline = time.monotonic() + checks.positive(deadline_s, "deadline_s")
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # what it writes to stderr, for a message
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # its stderr, for an error message
         self._process = _start(self._said)
         atexit.register(self.close)
         try:
@@ -79,12 +79,12 @@ class LocalServer:
         return self._process.pid
 
     def close(self) -> None:
-        """Stop it and everything it started, and wait until it has ended. Safe to call again."""
+        """Kill the process and its children, and wait until it has ended. Safe to call again."""
         atexit.unregister(self.close)
-        if self._process.poll() is None:  # nothing in it is worth waiting for
+        if self._process.poll() is None:  # it has no state to save
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):  # only now: whoever still reads holds the pipe
+        for pipe in (self._process.stdin, self._process.stdout):  # only now: a thread that still reads holds the pipe
             if pipe:
                 with suppress(BrokenPipeError):
                     pipe.close()
@@ -100,7 +100,7 @@ class LocalServer:
         return f"{type(self).__name__}({getattr(self, 'url', 'not started')!r}, pid={self.pid})"
 
     def _settle(self, settings: dict[str, Any], deadline: float) -> str:
-        """Its address, once it is healthy."""
+        """The address of the server, once it is healthy."""
         assert self._process.stdin
         assert self._process.stdout
         with suppress(BrokenPipeError):
@@ -133,7 +133,7 @@ class LocalServer:
 
 
 def _start(said: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Our own copy of this module in a fresh interpreter."""
+    """This module in a new interpreter."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-P", "-m", "disco_core.endpoints.local_server"]
@@ -148,7 +148,7 @@ def _start(said: IO[bytes]) -> subprocess.Popen[bytes]:
 
 
 def _claimed(name: str, port: int) -> int:
-    """The port, if it can be had."""
+    """The port, if it is free; RefusedError otherwise."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -159,13 +159,13 @@ def _claimed(name: str, port: int) -> int:
 
 
 def _serve() -> None:
-    """In the child: read the settings, say the address, stay until the pipe to the parent breaks."""
+    """In the child: read the settings, write the address, serve until the pipe to the parent breaks."""
     parent, settings = os.getppid(), json.loads(sys.stdin.buffer.readline() or b"null")
     if settings is None:
         return
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     out = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints while it loads is not the address
+    os.dup2(2, 1)  # so that the address is all that the parent reads, whatever a library prints
     try:
         import xllamacpp
     except ImportError:
@@ -189,7 +189,7 @@ def _serve() -> None:
 
 
 def _leave_with(parent: int) -> None:
-    """Leave also when a copy of the parent, such as a forked worker, still holds the pipe."""
+    """Exit with the parent, even if another process, such as a forked worker, still holds the pipe open."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(0)

@@ -15,27 +15,27 @@ OPENAI = "https://api.openai.com/v1"
 
 
 class OpenAIEndpoint(Remote):
-    """An end behind an OpenAI-compatible server; it streams, and retries nothing but a stale connection.
+    """An endpoint behind an OpenAI-compatible server; it streams, and retries nothing but a stale connection.
 
-    model         name the server knows
+    model         name of the model on the server
     base_url      by default the environment's OPENAI_BASE_URL, or else OpenAI's
     api_key       by default OPENAI_API_KEY; it appears in no message, no repr and no record
-    continuation  how the server goes on in an open assistant turn:
+    continuation  how the server continues an open assistant turn:
                   "none"                    it cannot, and a prefix with generated tokens is refused
-                  "completions"             raw completions of the prompt as built, for answers from the start too
+                  "completions"             raw completions of a prompt that is a text, also from the answer's start
                   "prefix"                  a last assistant message marked `prefix` (DeepSeek)
                   "continue_final_message"  a last assistant message that stays open (vLLM, llama.cpp)
-    template      how a prompt that is a text was built, with `{prompt}` for the user's words: chat asks for these
-                  alone. None: the whole prompt is the user's message
-    count_tokens  tokens of a text, for messages of what they say; by default an estimate of four bytes a token, since
-                  the API does not tell
+    template      the format of prompts that are texts, with `{prompt}` for the user's words: the chat API takes only
+                  these. None: the whole prompt is the user's message
+    count_tokens  function that counts the tokens of a text, or of the contents of messages; by default an estimate of
+                  four bytes a token, since the API cannot count them
     context       tokens of prompt and answer that fit, None where unknown
     deadline_s    seconds without a byte after which it has failed
-    options       more parameters of the request, such as {"logprobs": True}; None takes one out
+    options       more parameters of the request, such as {"logprobs": True}; None removes one
     usage         (prompt, completion) tokens of each finished answer, as the server billed them
 
-    A chunk is as many tokens as its logprobs list or its usage count, and one where neither is sent. RefusedError
-    without a key, or without the package `openai`, which the first endpoint loads.
+    A chunk counts as many tokens as its logprobs or its usage say, and as one where neither is sent. RefusedError
+    without a key, or without the package `openai`, which the first endpoint imports.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class OpenAIEndpoint(Remote):
         self._package = _package(self.name)
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt, an estimate unless `count_tokens` was given."""
+        """Tokens of a prompt; an estimate unless `count_tokens` was given."""
         if self._count_tokens and (isinstance(prompt, str) or is_chat(prompt)):
             return self._count_tokens(words(prompt))
         return estimate(prompt)
@@ -97,7 +97,7 @@ class OpenAIEndpoint(Remote):
                 failed = error
             except Exception as error:
                 failed = self._translated(error, begun=stream is not None)
-        if failed:  # here, where the package's own error does not become its context
+        if failed:  # raised here so that the package's own error does not become its context
             raise failed
         chunks.finish()
         if chunks.billed:
@@ -112,7 +112,7 @@ class OpenAIEndpoint(Remote):
         return self._package.AsyncOpenAI(api_key=self._key, base_url=self.base_url, **options)
 
     async def _send(self, request: dict[str, Any], stack: AsyncExitStack) -> Any:
-        """The stream of chunks; sent once more, on a new connection, where an idle one had been dropped."""
+        """The stream of chunks; the request is sent again, on a new connection, if an idle one had been dropped."""
 
         async def send(client: Any) -> Any:
             where = client.completions if self.continuation == "completions" else client.chat.completions
@@ -173,14 +173,14 @@ class OpenAIEndpoint(Remote):
         }
 
     def _asked(self, prompt: str) -> str:
-        """The user's words in a prompt that was built with the template."""
+        """The user's words in a prompt that has the format of the template."""
         before, after = (self.template or "{prompt}").split("{prompt}")
         if not (prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before + after)):
             raise RefusedError(self.name, f"the prompt was not built with its template: {prompt!r:.60}")
         return prompt[len(before) : len(prompt) - len(after)]
 
     def _translated(self, error: Exception, *, begun: bool) -> EndpointError:
-        """Every failure of the package as one of ours, in one line and without the key."""
+        """An error of the package as an EndpointError, in one line and without the key."""
         openai = self._package
         if isinstance(error, openai.APIStatusError):
             said = error.body.get("message") if isinstance(error.body, dict) else None
@@ -197,7 +197,7 @@ class OpenAIEndpoint(Remote):
 
 
 def _package(name: str) -> Any:
-    """The package with what a request needs of it: loading takes a second or two, no part of an answer's deadline."""
+    """The package with the modules a request needs: the import takes a second or two, so no answer waits for it."""
     try:
         import openai
         import openai.resources.chat.completions
@@ -208,7 +208,7 @@ def _package(name: str) -> Any:
 
 
 class _Chunks:
-    """Tokens out of the chunks of one answer; a role, an empty text, a usage alone is none."""
+    """Tokens from the chunks of one answer; a chunk with only a role, an empty text or a usage has none."""
 
     def __init__(self, endpoint: OpenAIEndpoint, first: int) -> None:
         self.endpoint, self.index, self.counted = endpoint, first, 0
@@ -233,7 +233,7 @@ class _Chunks:
         return [Token(self.index - len(texts) + i, one) for i, one in enumerate(texts)]
 
     def finish(self) -> None:
-        """CutError unless the server said that the answer was complete."""
+        """CutError unless the server reported that the answer is complete."""
         if self.reason is None:
             raise CutError(self.endpoint.name, "the stream ended without a finish reason")
         if self.reason not in ("stop", "length"):
@@ -241,7 +241,7 @@ class _Chunks:
 
     @staticmethod
     def _texts(choice: Any, text: str, counted: int) -> list[str]:
-        """The chunk's text by token: each its own where the logprobs tell, otherwise the last has all of it."""
+        """The chunk's text by token: split as in its logprobs, or else all of it in the last token."""
         listed = getattr(choice.logprobs, "content", None) or getattr(choice.logprobs, "tokens", None) or []
         texts = [str(one.get("token") if isinstance(one, dict) else getattr(one, "token", one)) for one in listed]
         if "".join(texts) == text:

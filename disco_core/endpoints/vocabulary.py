@@ -1,4 +1,4 @@
-"""What ends of llama.cpp share: vocabularies told apart, and what a model is to read before it goes on."""
+"""Shared by llama.cpp endpoints: fingerprints of vocabularies, chat templates, and the prefix to tokenise."""
 
 import hashlib
 import json
@@ -16,21 +16,21 @@ PROBE = (
 
 
 def fingerprint(vocabulary_size: int, probe_ids: Sequence[int]) -> str:
-    """A vocabulary in short: its size, and a hash of the ids it gives to `PROBE` with special tokens parsed."""
+    """Identifies a vocabulary: its size, and a hash of the ids it gives to `PROBE` with special tokens parsed."""
     return f"{vocabulary_size}-{hashlib.sha256(repr(list(probe_ids)).encode()).hexdigest()[:16]}"
 
 
 def in_template(prompt: Prompt, template: Callable[[str], str]) -> str | Sequence[int]:
-    """The prompt as the model reads it: a text or ids as they are, messages (as JSON) in its chat template."""
+    """The prompt as the model gets it: a text or ids unchanged, messages (as JSON) in its chat template."""
     as_it_is: Any = prompt
     return template(json.dumps([dict(message) for message in prompt])) if is_chat(prompt) else as_it_is
 
 
 def parts(prompt: str | Sequence[int], generated: Sequence[Token]) -> list[str | list[int]]:
-    """What is prefilled, as pieces to tokenise and join: ids as they are where known, otherwise text.
+    """The prefix in segments to tokenise and join: ids where they are known, otherwise text.
 
-    The generated tokens go in as ids if every one has its id, and as text glued to the prompt's if one has none: so
-    a source with another vocabulary must not have its ids in the prefix.
+    Generated tokens are given as ids if all have one, and otherwise as text, which is appended to a prompt that is a
+    text. So tokens of another vocabulary must come without their ids.
     """
     given = prompt if isinstance(prompt, str) else [int(id) for id in prompt]
     ids = [token.id for token in generated if token.id is not None]
@@ -41,7 +41,7 @@ def parts(prompt: str | Sequence[int], generated: Sequence[Token]) -> list[str |
 
 
 def admit(name: str, prefix: Prefix, ids: Sequence[int], vocabulary_size: int, context: int | None) -> None:
-    """RefusedError unless the ids are a prompt of this vocabulary, and fit the context with what may follow."""
+    """RefusedError unless the ids are of this vocabulary and fit the context with the tokens that may follow."""
     if not ids:
         raise RefusedError(name, "the prompt must not be empty")
     if prefix.max_tokens < 1:

@@ -1,1 +1,1 @@
-"""The plan and the rule over endpoints that produce tokens."""
+"""The plan and the rule over endpoints that generate tokens."""

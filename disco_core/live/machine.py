@@ -2,8 +2,8 @@
 
     RACE -> STREAM(source) -> [HANDOVER(source -> target)] -> STREAM(target) -> DONE | FAILED
 
-One counter rules: the tokens generated so far. Whoever goes on continues exactly there. Times are the event loop's,
-in seconds since the request was meant to start.
+One counter decides: the tokens generated so far. The endpoint that continues starts exactly there. Times are by the
+event loop's clock, in seconds since the request was meant to start.
 """
 
 import asyncio
@@ -54,8 +54,8 @@ class Machine:
         self._counts, self._unbuilt = dict[End, int](), dict[End, str]()
         self.delays: tuple[float, float] = (0.0, 0.0)
         self._built: dict[End, tuple[Prompt, int]] = {}
-        self._asked = [0, 0]  # tokens that an end which reuses them has been asked to read
-        self._began_s, self._worked_s = [0.0, 0.0], [0.0, 0.0]  # of each end: its last start, all work before that
+        self._asked = [0, 0]  # prefix tokens sent so far to an endpoint with a prefix cache
+        self._began_s, self._worked_s = [0.0, 0.0], [0.0, 0.0]  # by endpoint: last start, running time before that
         self._generated: list[Token] = []
         self._failed: set[End] = set()
         self._works: list[Work] = []
@@ -76,22 +76,22 @@ class Machine:
             await self.close()
 
     async def close(self) -> None:
-        """Stop whatever still runs, and wait until it has, for each at most `confirm_s`."""
+        """Stop what still runs, and wait for each until it has stopped, at most `confirm_s`."""
         for work in list(self._works):
             self._stop(work)
         if self._closing:
             await asyncio.wait(self._closing)
 
     async def _race(self, starts: dict[End, float], running: dict[End, Work]) -> Work:
-        """RACE: each end starts at its time unless another answered before; the first token wins."""
+        """RACE: each endpoint starts at its time unless the other answered before; the first token wins."""
         while True:
-            now = asyncio.get_running_loop().time()  # on its scale: a difference of times is rounded
+            now = asyncio.get_running_loop().time()  # compared on the loop's scale: a difference of times is rounded
             for end in [end for end in End if self.start + starts.get(end, math.inf) <= now]:
                 del starts[end]
                 running[end] = self._begin(end, failover=bool(self._failed))
             at = min(starts.values(), default=None)
             await self._first_of([work.next for work in running.values()], at)
-            for end, work in sorted(running.items()):  # the server first: a tie is its
+            for end, work in sorted(running.items()):  # the server first: it wins a tie
                 if not work.next.done():
                     continue
                 failure = work.next.exception()
@@ -111,7 +111,7 @@ class Machine:
         record, rule = self.record, self.rule
         if record.winner is None:
             record.winner = end
-        if record.handovers and end is not record.handovers[-1].target:  # it was asked again, and came first
+        if record.handovers and end is not record.handovers[-1].target:  # recalled, and faster than the target
             at, source = len(self._generated), record.handovers[-1].target
             record.handovers.append(HandOver(at, source, end, self._now(), LATE))
         idle = {End.SERVER, End.DEVICE} - {work.end for work in self._works} - self._failed
@@ -123,7 +123,7 @@ class Machine:
                 record.refusals.append(refusal)
 
     async def _stream(self, work: Work) -> Work | None:
-        """STREAM: tokens of one end until the answer is complete (None), the rule moves it, or the end fails."""
+        """STREAM: tokens of one endpoint until the answer is complete (None), the rule moves it, or it fails."""
         while True:
             try:
                 token = await work.next
@@ -158,7 +158,7 @@ class Machine:
         return (self.record.ttft_s or 0.0) + index / self.reading_rate
 
     def due(self, index: int) -> StreamedToken:
-        """A token that is the next to be released, with its time, as it is known now."""
+        """The token to be released next, with its release time as known now."""
         token = self.record.tokens[index]
         if self.rule is not None and self.rule.paces:
             self.record.tokens[index] = token = replace(token, due_s=self._due(index, token.source))
@@ -187,9 +187,9 @@ class Machine:
         return refusal is None
 
     def prompt_of(self, end: End) -> tuple[Prompt, int]:
-        """The prompt as rule and end build it, and how many tokens that end counts in it: asked for once.
+        """The prompt for an endpoint, by rule and chat template, and its tokens by that endpoint's count; cached.
 
-        Where that fails it is the whole prompt, and the end is not handed the answer.
+        If that fails it is the prompt as given, and the answer is not handed over to the endpoint.
         """
         if end not in self._built:
             prompt = self.prompt
@@ -202,13 +202,13 @@ class Machine:
         return self._built[end]
 
     def count(self, end: End) -> int:
-        """Tokens of the prompt as it was given, in an end's own count."""
+        """Tokens of the prompt as given, by an endpoint's own count."""
         if end not in self._counts:
             self._counts[end] = self._counted(end, self.prompt)
         return self._counts[end]
 
     def _counted(self, end: End, prompt: Prompt) -> int:
-        """Tokens in an end's own count; where it fails to count, an estimate: that is no reason to end the answer."""
+        """Tokens by an endpoint's own count; an estimate if that fails, which is no reason to end the answer."""
         endpoint = self.ends[end]
         try:
             return whole(endpoint.count(prompt), f"{endpoint.name}: count")
@@ -217,7 +217,7 @@ class Machine:
             return estimate(prompt)
 
     def _refusal(self, target: End, at_least: int = 0) -> str | None:
-        """Why an end cannot go on from the tokens there are, or that there will be at least."""
+        """Why an endpoint cannot continue the answer; None if it can. `at_least`: tokens the answer will have."""
         end, n = self.ends[target], max(at_least, len(self._generated))
         if n and not end.continues:
             return f"{end.name} cannot continue an open assistant turn"
@@ -229,7 +229,7 @@ class Machine:
         return None
 
     async def _hand_over(self, source: Work, reason: str | None) -> Work:
-        """HANDOVER: the other end continues exactly where this one stopped."""
+        """HANDOVER: the other endpoint continues exactly where this one stopped."""
         target = End(1 - source.end)
         refusal = self._refusal(target)
         for kept in [work for work in self._works if work.end is target]:
@@ -243,7 +243,7 @@ class Machine:
         return work if reason else await self._awaited(work, source.end)
 
     async def _awaited(self, work: Work, source: End) -> Work:
-        """The target; or, where the rule asks the source for more meanwhile, whichever comes first."""
+        """The target; or, if the rule recalls the source meanwhile, whichever endpoint sends a token first."""
         while self.rule is not None and not work.next.done() and self._refusal(source) is None:
             at = self.rule.ask_again_s(self._seen(work.end))
             if at <= self._now():
@@ -256,7 +256,7 @@ class Machine:
     def _begin(self, end: End, *, failover: bool = False) -> Work:
         endpoint, record = self.ends[end], self.record
         generated = tuple(
-            # ids mean something to ends of one vocabulary only; the others read the text again
+            # ids are valid within one vocabulary only; endpoints of another one get the text
             token if self.ends[made.source].vocabulary == endpoint.vocabulary else replace(token, id=None)
             for token, made in zip(self._generated, record.tokens, strict=True)
         )
@@ -274,10 +274,10 @@ class Machine:
         return work
 
     def _read_again(self, end: End, prompt: Prompt, generated: tuple[Token, ...]) -> int:
-        """Tokens that an end has to read for what is there already, in its own count where it gets text."""
+        """Tokens an endpoint has to prefill for the generated ones, by its own count if it gets them as text."""
         if all(token.id is not None for token in generated):
             return len(generated)
-        before = prompt if isinstance(prompt, str) else ""  # text is read in one piece, with one BOS
+        before = prompt if isinstance(prompt, str) else ""  # tokenised as one text, with one BOS
         text = "".join(token.text for token in generated)
         return max(0, self._counted(end, before + text) - self._counted(end, before))
 
@@ -297,11 +297,11 @@ class Machine:
                 self._prefilled(work)
 
     def _keep(self, work: Work) -> None:
-        """Let it read its prompt to the end, whatever comes of it."""
+        """Let a generation finish its prefill, and stop it then."""
         work.next.add_done_callback(partial(self._prefilled, work))
 
     def _prefilled(self, work: Work, _: object = None) -> None:
-        """The loser's end: a token of the winner's own instant, or one that ends a kept prefill, is not charged."""
+        """Stop a loser; a token of the winner's instant, or one that only ended prefill, is not charged."""
         if work not in self._works:
             return
         if work.next.done() and not work.next.cancelled():
@@ -313,21 +313,21 @@ class Machine:
         self._stop(work)
 
     def _stop(self, work: Work) -> None:
-        """Cancel in the background: the reader does not wait for it, the end of the run does."""
+        """Cancel in the background: the reader does not wait for that, only the end of the run does."""
         if work in self._works:
             self._works.remove(work)
             self._worked_s[work.end] += self._now() - self._began_s[work.end]
             closing = asyncio.create_task(self._confirmed(work))
-            closing.add_done_callback(partial(self._charge, work))  # also of what the loop's end cancels
+            closing.add_done_callback(partial(self._charge, work))  # also if the loop is closed and cancels it
             self._closing.append(closing)
 
     async def _confirmed(self, work: Work) -> None:
-        """The end of a piece of work. It raises where that is not confirmed."""
+        """Close a generation; raises if the endpoint does not confirm in time that it stopped."""
         async with asyncio.timeout(self.confirm_s):
             await work.close()
 
     def _charge(self, work: Work, closing: "asyncio.Task[None]") -> None:
-        """What it made until it had really stopped."""
+        """Charge the tokens that it generated until it had stopped."""
         self.record.decode[work.end] += work.charged
         self.record.unconfirmed[work.end] += closing.cancelled() or closing.exception() is not None
 
@@ -339,7 +339,7 @@ class Machine:
         return asyncio.get_running_loop().time() - self.start
 
     async def _first_of(self, awaited: list[asyncio.Future[Token | None]], at: float | None) -> None:
-        """Wake at the first of some tokens or at a time, with all that happened at that instant seen."""
+        """Wake at the first of these tokens or at a time, after all else that happens at that instant."""
         loop = asyncio.get_running_loop()
         timer = None if at is None else loop.create_task(until(self.start + at))
         try:

@@ -1,4 +1,4 @@
-"""A plan and a rule over two live endpoints: one answer that the reader sees, at the reader's pace."""
+"""A plan and a rule over two live endpoints: one answer, released at the reader's pace."""
 
 import asyncio
 import weakref
@@ -33,17 +33,17 @@ def stream(
     confirm_s: float = 10.0,
     seed: int | None = None,
 ) -> "Run":
-    """One answer from two ends: iterate over the result with `async for`, then read its `.record`.
+    """One answer from two endpoints: iterate over the result with `async for`, then read its `.record`.
 
-    prompt         text as the models read it, the assistant's turn left open; ids, where both ends have the same
-                   vocabulary; or messages such as {"role": "user", "content": "Why?"}, which each end puts in the
-                   chat template of its model
-    start_s        loop time the request was meant to start; by default when it is first iterated
+    prompt         text in the models' chat template, with the assistant's turn left open; ids, if both endpoints have
+                   the same vocabulary; or messages such as {"role": "user", "content": "Why?"}, which each endpoint
+                   puts in the chat template of its model
+    start_s        loop time the request was meant to start; by default when the iteration starts
     reading_rate   r_c of the pace, tokens per second, unless the rule paces; by default the rule's, or Andes' 4.8
-    wait           release tokens at the reader's pace; False yields them as they are made, with the same times
-    stall_s        an end that sends no token for so long has failed, and the other goes on
-    confirm_s      seconds to wait, at the end of the run, for the confirmed end of work that was cancelled
-    InputError for a bad argument at once; StreamError from the iteration once both ends have failed.
+    wait           release tokens at the reader's pace; False yields them as they are generated, with the same times
+    stall_s        an endpoint that sends no token for so many seconds has failed, and the other continues
+    confirm_s      seconds to wait, at the end of the run, until cancelled work is confirmed to have stopped
+    InputError for a bad argument at once; StreamError from the iteration once both endpoints have failed.
     """
     checks.kind(plan, DispatchPlan, "plan")
     if rule is not None:
@@ -78,8 +78,8 @@ def stream(
 class Run:
     """An answer in the making: an async iterable of `StreamedToken`, and its `record`.
 
-    It ends both ends' work when the loop over it is left, however that happens. `async with` waits until they have
-    stopped, and so does `aclose`; within it, a loop that was left may also be taken up again.
+    When the loop over it is left, in whatever way, both endpoints are cancelled. `async with` and `aclose` wait until
+    they have stopped; within `async with`, a loop that was left may be resumed.
     """
 
     def __init__(self, machine: Machine, start_s: float | None) -> None:
@@ -88,7 +88,7 @@ class Run:
         self._producer: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
         self._held: AsyncGenerator[StreamedToken, None] | None = None
-        # weak, so that the generator ends with the loop over it
+        # a weak reference, so that the generator is closed with the loop over it
         self._iterator: Callable[[], AsyncGenerator[StreamedToken, None] | None] = lambda: None
 
     @property
@@ -111,9 +111,10 @@ class Run:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """The reader's cancel: returns once both ends have confirmed that they stopped, or `confirm_s` is over.
+        """The reader's cancel: returns once both endpoints have confirmed that they stopped, or after `confirm_s`.
 
-        Also from another task than the reader's, whose loop then ends: at once, or when the next token is due.
+        It may be called from another task than the reader's; the reader's loop then ends, at the latest when the next
+        token is due.
         """
         iterator, self._held, self._begun = self._iterator(), None, True
         if iterator is not None and not iterator.ag_running:  # type: ignore[attr-defined]
@@ -151,7 +152,7 @@ class Run:
             await self._ended()
 
     async def _ended(self) -> None:
-        """Return when all work has stopped. Another cancel meanwhile does not cut that short: it is raised then."""
+        """Return when all work has stopped. A cancel meanwhile does not shorten the wait; it is raised afterwards."""
         if self._ending is None and self._producer is not None:
             self._ending = asyncio.create_task(self._end(self._producer))
         cancelled: asyncio.CancelledError | None = None

@@ -1,4 +1,4 @@
-"""One piece of work of one end of a live answer: asked for a token at a time, timed, and stopped."""
+"""One generation of one endpoint in a live answer: requested token by token, timed, and stopped."""
 
 import asyncio
 import warnings
@@ -8,15 +8,15 @@ from disco_core.cost import End
 from disco_core.endpoints.base import Endpoint, Prefix, Token, ended, whole
 from disco_core.errors import CutError, EndpointError, ProtocolError, StalledError
 
-News = Token | EndpointError | None  # the next token, why there is none, or the end of the answer
+News = Token | EndpointError | None  # the next token, a failure, or None for the end of the answer
 
 
 class Work:
-    """One piece of work of one end. `next` is the token it was asked for, None for the end of the answer.
+    """One generation of one endpoint. `next` is the token that was requested, None for the end of the answer.
 
-    One task runs the endpoint's generator from its beginning to its close, so that it may hold over a `yield` what
-    belongs to a task. The alarm is told to `next` at its time, whatever the endpoint does then: a cancel may take it
-    long to confirm.
+    One task runs the endpoint's generator from its beginning to its close, so that the generator may hold over a
+    `yield` what belongs to a task. On a stall `next` fails at once, even if the endpoint takes long to confirm a
+    cancellation.
     """
 
     def __init__(self, end: End, endpoint: Endpoint, prefix: Prefix, stall_s: float) -> None:
@@ -26,12 +26,12 @@ class Work:
         self._refused: BaseException | None = None
         try:
             self._tokens = _generator(endpoint, prefix)
-        except (Exception, asyncio.CancelledError) as error:  # for `next` to tell, as any other failure
+        except (Exception, asyncio.CancelledError) as error:  # `next` raises it, as any other failure
             self._refused = error
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
         self._wanted = asyncio.Event()
-        self._kept: list[News] = []  # what came while nobody asked
+        self._kept: list[News] = []  # what came before it was requested
         self._reading = self._closing = False
         self.ask()
         self._task = self._loop.create_task(self._run())
@@ -43,11 +43,11 @@ class Work:
             return
         self._wanted.set()
         self._patience = self._loop.time() + self.stall_s
-        if self._alarm is None:  # one for many tokens: it looks at the time when it rings
+        if self._alarm is None:  # one timer for many tokens: it checks the time when it fires
             self._alarm = self._loop.call_at(self._patience, self._ring)
 
     async def _run(self) -> None:
-        """A token each time that one is wanted, to the end of the answer, a failure or `close`."""
+        """Get a token whenever one is requested, until the end of the answer, a failure or `close`."""
         interrupt: asyncio.CancelledError | None
         try:
             while not self._closing:
@@ -66,14 +66,14 @@ class Work:
                     self._kept.append(news)
                 if not isinstance(news, Token):
                     return
-                if interrupt and self._task.cancelling():  # not its own, or it would have been taken back
+                if interrupt and self._task.cancelling():  # it did not cancel itself, or it would have undone that
                     self._kept.append(CutError(self.endpoint.name, "it was cancelled"))
                     return
         finally:
             await self._closed()
 
     async def _following(self, interrupt: asyncio.CancelledError | None) -> News:
-        """What comes next, an interrupt told to the generator where it stands; failures as EndpointErrors."""
+        """The next token; an interrupt is thrown into the generator first. Failures come as EndpointErrors."""
         name, self._reading = self.endpoint.name, True
         try:
             if self._tokens is None:
@@ -82,7 +82,7 @@ class Work:
             while (index := self._checked(token := await step)) < self.index:
                 if self._closing:
                     return None
-                step = anext(self._tokens)  # a token that was here before: a chunk sent twice is dropped
+                step = anext(self._tokens)  # a repeated token, of a chunk sent twice, is dropped
             if index > self.index:
                 raise ProtocolError(name, f"sent token {index} where {self.index} was next")
             self.index += 1
@@ -93,13 +93,13 @@ class Work:
             if self._closing and _stops(error):
                 return None
             if self._closing or isinstance(error, KeyboardInterrupt | SystemExit):
-                raise  # the first: it broke while it was being closed
+                raise  # it failed while it was being closed
             return self._failure(error)
         finally:
             self._reading = False
 
     def _checked(self, token: Token) -> int:
-        """The place of what is a token, and was made."""
+        """The index of a token, after checking that it is one; it counts as generated."""
         if not (isinstance(token, Token) and isinstance(token.index, int) and isinstance(token.text, str)):
             raise ProtocolError(self.endpoint.name, f"sent {token!r:.60}, which is no Token with a place and a text")
         token.text.encode()  # raises for half a character
@@ -134,16 +134,16 @@ class Work:
 
     @property
     def charged(self) -> int:
-        """Tokens it made so far, those that are still on their way included."""
+        """Tokens generated so far, also those not yet delivered."""
         return self.made + (self._told("ahead") or 0)
 
     @property
     def read(self) -> int | None:
-        """Tokens of its prefix that the endpoint has read; None where it does not tell."""
+        """Tokens of the prefix that the endpoint has prefilled; None where unknown."""
         return self._told("read")
 
     def _told(self, what: str) -> int | None:
-        """What the endpoint tells of this work, if it can; where that fails, it is no reason to end the answer."""
+        """What the endpoint reports of this generation; None if it cannot, which is no reason to end the answer."""
         tell, name = getattr(self.endpoint, what, None), self.endpoint.name
         if tell is None or self._tokens is None:
             return None
@@ -155,7 +155,7 @@ class Work:
             return None
 
     async def close(self) -> None:
-        """Cancel what it does; returns once the endpoint has confirmed that it stopped."""
+        """Cancel the generation; returns once the endpoint has confirmed that it stopped."""
         if self._alarm:
             self._alarm.cancel()
         self.next.cancel()
@@ -184,7 +184,7 @@ def _generator(endpoint: Endpoint, prefix: Prefix) -> AsyncGenerator[Token, None
 
 
 def _stops(error: BaseException) -> bool:
-    """Whether an error is what a cancel or a close throws in, also as a TaskGroup wraps it."""
+    """Whether an error is what a cancel or a close throws in, also if a TaskGroup has wrapped it."""
     if isinstance(error, BaseExceptionGroup):
         return all(map(_stops, error.exceptions))
     return isinstance(error, asyncio.CancelledError | GeneratorExit)

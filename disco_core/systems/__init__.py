@@ -1,1 +1,1 @@
-"""DiSCo's neighbours: other systems of two ends, made of the same modules."""
+"""Related systems of two endpoints, built from the same modules."""

@@ -1,8 +1,8 @@
-"""Refinement of a prompt while the cloud prefills it: the tokens that say least are left out for the device.
+"""Refinement of a prompt while the cloud prefills it: the least informative tokens are left out for the device.
 
-P/D-Device (arXiv 2508.09035) refines the prompt from data the cloud already has; we do not know how it scores tokens.
-Here a token's score is its self-information under the cloud's model, and the share rho with the highest scores is
-kept in order. Symbols: l prompt length, rho the share kept.
+P/D-Device (arXiv 2508.09035) refines the prompt from data the cloud already has; how it scores tokens is not known
+to us. Here a token's score is its self-information under the cloud's model, and the share rho with the highest scores
+is kept in order. Symbols: l prompt length, rho the share kept.
 """
 
 import re
@@ -36,18 +36,18 @@ def kept_tokens(prompt_tokens: ArrayLike, rho: ArrayLike) -> Ints:
     share = np.asarray(rho)
     if not np.all((share > 0) & (share <= 1)):
         raise InputError(f"rho must lie in (0, 1], got {rho!r:.80}")
-    # a product that is whole but for its rounding, as 0.55 * 100 is, must not cost a token
+    # a product that is an integer but for its rounding, as 0.55 * 100, must not cost a token
     exact = np.asarray(prompt_tokens) * share
     kept: Ints = np.ceil(exact * (1 - 1e-12)).astype(np.int64)
     return kept
 
 
 def keep(scores: ArrayLike, rho: float, protected: ArrayLike | None = None) -> Ints:
-    """Places of the tokens to keep, ascending: `ceil(rho l)`, all that are protected and the highest scores.
+    """Indices of the `ceil(rho l)` tokens to keep, ascending: all protected ones, then those of highest score.
 
     scores      of each token, shape (l,), at least one, inf allowed
     rho         share of the tokens to keep, in (0, 1]
-    protected   tokens that must not go, bool, shape (l,); if they are more than the share, just they are kept
+    protected   tokens that must stay, bool, shape (l,); if they exceed the share, only they are kept
 
     Of equal scores the earlier token is kept. InputError for anything else.
 
@@ -66,14 +66,14 @@ def keep(scores: ArrayLike, rho: float, protected: ArrayLike | None = None) -> I
 
 
 def self_information(model: "Llama | Path | str", ids: Sequence[int]) -> Floats:
-    """`-log p(token | all before it)` in nats under a llama.cpp model, shape (l,).
+    """`-log p(token | tokens before it)` in nats under a llama.cpp model, shape (l,).
 
     The first token has nothing before it and gets inf: it counts as the most informative.
 
-    model   a GGUF file, which one thread then runs, or a model loaded from one, whose context is used and left empty
+    model   a GGUF file, which is run with one thread, or a loaded model, whose context is used and left empty
     ids     the prompt in the model's vocabulary, at least one token; it has to fit the context
 
-    Logits are looked at `BATCH` positions at a time, so memory does not grow with the prompt but for the cache.
+    Logits are computed for `BATCH` positions at a time, so that of all memory only the cache grows with the prompt.
     InputError for a path without a model, an id outside the vocabulary, or a prompt that does not fit.
     """
     if isinstance(model, Path | str):
@@ -91,7 +91,7 @@ def self_information(model: "Llama | Path | str", ids: Sequence[int]) -> Floats:
     step = min(BATCH, model.n_batch)
     for at in range(0, len(tokens), step):
         batch = tokens[at : at + step]
-        # not `eval`: asked for all logits, it would hold a row of the whole vocabulary for every place of the context
+        # not `eval`: with all logits it would keep a row of the whole vocabulary for every position of the context
         model._batch.set_batch(batch=batch, n_past=at, logits_all=True)
         model._ctx.decode(model._batch)
         logits = np.ctypeslib.as_array(model._ctx.get_logits(), shape=(len(batch), model.n_vocab()))
@@ -104,10 +104,10 @@ def self_information(model: "Llama | Path | str", ids: Sequence[int]) -> Floats:
 def protected_spans(pieces: Sequence[tuple[str, bool]], model: "Llama") -> tuple[Ints, NDArray[np.bool_]]:
     """Ids of a prompt given in pieces of (text, protected), and which of them are protected, both of shape (l,).
 
-    The pieces are tokenised as one text, as an end would, marks of the template as the single tokens they are; so
-    the ids do not depend on where the pieces part, and a token that reaches into a protected piece is protected.
-    What the tokenizer puts before the text, such as a BOS, is protected as well. A vocabulary alone will do as
-    model. InputError for an empty prompt, or a vocabulary whose tokens do not spell the text.
+    The pieces are tokenised as one text, as an endpoint would, with special tokens of the template as single tokens.
+    So the ids do not depend on where the pieces are split, and a token that reaches into a protected piece is
+    protected. So is what the tokenizer puts before the text, such as a BOS. The model may be loaded as vocabulary
+    only. InputError for an empty prompt, or a vocabulary whose tokens do not spell the text.
     """
     from llama_cpp import llama_token_to_piece
 
@@ -117,8 +117,8 @@ def protected_spans(pieces: Sequence[tuple[str, bool]], model: "Llama") -> tuple
         raise InputError("the prompt must not be empty")
     ids = model.tokenize(whole, add_bos=True, special=True)
     if ids[:2] == [model.token_bos()] * 2:
-        ids = ids[1:]  # the prompt as built has a BOS already
-    # with no room to write to, a piece tells its length as a negative number
+        ids = ids[1:]  # the prompt has a BOS already
+    # without a buffer to write to, the result is the length as a negative number
     spelt = np.array([-llama_token_to_piece(model._model.vocab, id, None, 0, 0, True) for id in ids])
     ends = np.cumsum(spelt) - (spelt.sum() - len(whole))
     if spelt.sum() < len(whole):
@@ -131,10 +131,10 @@ def protected_spans(pieces: Sequence[tuple[str, bool]], model: "Llama") -> tuple
 
 
 def split_question(words: str) -> tuple[str, str]:
-    """A user's words as (body, last sentence); the two joined are the words, and a single sentence has no body.
+    """A text as (body, last sentence); joined they are the text again, and a single sentence has no body.
 
-    A rule of thumb: a sentence ends at a full stop, an exclamation or a question mark before white space, or at a
-    line's end. After an abbreviation it finds too short a last sentence.
+    A rule of thumb: a sentence ends at a full stop, an exclamation or a question mark before white space, or at the
+    end of a line. If there is an abbreviation in the last sentence, the result is too short.
 
     >>> split_question("The sky was red. Why?")
     ('The sky was red.', ' Why?')
@@ -145,12 +145,13 @@ def split_question(words: str) -> tuple[str, str]:
 
 
 def refine(pieces: Sequence[tuple[str, bool]], model: "Llama", rho: float) -> list[int]:
-    """The prompt given in pieces of (text, protected) as ids of the share rho of its tokens that says most.
+    """Ids of the refined prompt, in order: the share rho of the tokens of all pieces of (text, protected).
 
-    In order, all that is protected among them. Errors are those of `protected_spans`, `self_information`, `keep`.
+    All protected tokens are kept, then the most informative ones. Errors of `protected_spans`,
+    `self_information`, `keep`.
     """
     ids, protected = protected_spans(pieces, model)
-    scores = np.zeros(ids.size) if rho == 1 else self_information(model, ids.tolist())  # all are kept: none is read
+    scores = np.zeros(ids.size) if rho == 1 else self_information(model, ids.tolist())  # no scores needed
     kept: list[int] = ids[keep(scores, rho, protected)].tolist()
     return kept
 
@@ -167,7 +168,7 @@ def _surprise(logits: NDArray[np.float32], ids: Sequence[int]) -> Floats:
 def _load(path: Path, context: int) -> "Llama":
     from llama_cpp import Llama
 
-    threads = {"n_threads": 1, "n_threads_batch": 1}  # more of them than free cores wait for each other
+    threads = {"n_threads": 1, "n_threads_batch": 1}  # threads without a free core only wait
     batch = {"n_batch": BATCH, "n_ubatch": BATCH}
-    with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are meant as they are
+    with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are intended
         return Llama(model_path=str(path), n_ctx=max(context, 1), verbose=False, **batch, **threads)

@@ -1,9 +1,9 @@
-"""P/D-Device as a live answer's rule: the cloud stops as soon as what it has sent lasts until the device goes on.
+"""P/D-Device as a rule for live answers: the cloud stops once its tokens last until the device continues.
 
-The cloud's tokens are let out at an even pace that ends with the device's first token. How long the device will still
-read is looked at anew for every token; a device that is late slows the pace down, to no more than the limit s, and if
-that does not do, the cloud is asked for more before the reader has to wait. Slowing down, asking again and the spare
-time are our reconstruction of its speed controller. Symbols as in `pd_device`.
+The cloud's tokens are released at an even pace up to the device's first token. The remaining time of the device's
+prefill is estimated anew for every token. If the device is late, the pace slows down to at most s seconds a token; if
+that is not enough, the cloud is recalled, to generate more before the reader has to wait. Slowing down, recalling and
+the spare time are our reconstruction of its speed controller. Symbols as in `timing`.
 """
 
 import math
@@ -20,33 +20,33 @@ from disco_core.latency import DeviceProfile
 from disco_core.migration import Built, Rule, Seen
 from disco_core.record import LATE
 
-MOST_RECALLS = 2  # after which the cloud, asked for more, makes the rest
-ROUNDING_S = 1e-6  # two ways to the same time differ by less
-STEP_TOKENS = 32  # an end tells what it has read in steps of so many; where it is within one, the profile says
+MOST_RECALLS = 2  # after so many recalls the cloud generates the rest
+ROUNDING_S = 1e-6  # the same time computed in two ways differs by less
+STEP_TOKENS = 32  # endpoints report prefill in steps of this size; within a step the profile is used
 
 
 def plan_together(*, refined: bool = False) -> DispatchPlan:
-    """The prompt goes to both ends at once; refined: to the cloud first, which the device's prompt comes from."""
+    """The prompt goes to both endpoints at once; refined: to the cloud first, which refines it for the device."""
     delays_s = np.array([[[0.0]], [[math.inf if refined else 0.0]]])
     return DispatchPlan("P/D-Device", np.array([1]), delays_s, np.ones((1, 1)))
 
 
 @dataclass(frozen=True, eq=False)
 class TakeOver(Rule):
-    """The device takes over once it can go on at a pace of at most s a token; use it with `plan_together`.
+    """The device takes over once the pace can stay within s seconds a token; use it with `plan_together`.
 
-    device         profile: how fast it reads and decodes
+    device         profile: its prefill and decode rates
     cloud_token_s  t_c, seconds between the cloud's tokens
-    tpot_limit_s   s, seconds a token
-    resume_s       seconds the cloud needs, at the longest, to send its next token when it is asked for more
-    spare          by what share longer than expected the device's reading may take, without the cloud being asked
-    refine         makes the device's prompt out of the whole one, and at once: it is called in the event loop; None:
-                   the device reads the whole one, from the beginning
+    tpot_limit_s   s, limit on seconds per output token
+    resume_s       longest time in seconds until a recalled cloud sends its next token
+    spare          share by which the device's prefill may exceed the expected time before a recall
+    refine         function that makes the device's prompt from the full one; it is called in the event loop, so it
+                   must be fast. None: the device prefills the full prompt, from the start of the request
 
-    The hand-over needs an end that reuses what it has read (`reuses=True`); it is not made where the cloud's tokens
-    or the device's are slower than s. That a device is late which does not tell what it has read shows only when it
-    is overdue: the reader may then wait for `resume_s`. A prefill longer than the stream's `stall_s` is a
-    failure, and a cloud that stalls is left after as long.
+    The hand-over needs a device with a prefix cache (`reuses=True`), and is not made if a token of cloud or device
+    takes longer than s. If the device does not report its prefill, a delay shows only once it is overdue; the reader
+    may then wait for `resume_s`. A prefill longer than the stream's `stall_s` is a failure, and so is a cloud that
+    stalls as long.
     """
 
     device: DeviceProfile
@@ -69,11 +69,11 @@ class TakeOver(Rule):
 
     @property
     def prepares(self) -> bool:  # type: ignore[override]
-        """A refined prompt is there with the cloud's first token; the device then begins to read it."""
+        """A refined prompt is ready with the cloud's first token, at which the device starts its prefill."""
         return self.refine is not None
 
     def prompt_for(self, end: End, prompt: Built) -> Built:
-        """The whole prompt for the cloud, the refined one for the device."""
+        """The full prompt for the cloud, the refined one for the device."""
         refined: Built = prompt if self.refine is None or end is End.SERVER else self.refine(prompt)
         return refined
 
@@ -85,9 +85,9 @@ class TakeOver(Rule):
             return False
         if not seen.record.handovers:
             lasts_s = self._first_s(seen) + len(seen.record.tokens) * self.tpot_limit_s
-        elif seen.reads:  # it was late: this time it has to have read first what it was asked to
+        elif seen.reads:  # it was late: this time its prefill has to finish first
             return False
-        else:  # and the reader may have had some tokens sooner than had been right
+        else:  # and some tokens may have been released too early
             lasts_s = self._lasts_s(seen)
         return self._planned_s(seen, len(seen.record.tokens)) <= lasts_s
 
@@ -102,9 +102,9 @@ class TakeOver(Rule):
         return last_s + max(self.cloud_token_s, min(even_s, self.tpot_limit_s))
 
     def ask_again_s(self, seen: Seen) -> float:
-        """The latest time at which the cloud, asked for more, does not leave the reader waiting longer than s.
+        """The latest time at which the cloud can be recalled so that the reader waits no longer than s for a token.
 
-        It is asked only if the device is not expected by then; otherwise that is looked at again before long.
+        It is recalled only if the device is not expected by then; otherwise this is checked again soon after.
         """
         lasts_s, often_s = self._lasts_s(seen), self.tpot_limit_s / 8
         ask_s = lasts_s - self.resume_s - often_s
@@ -114,9 +114,9 @@ class TakeOver(Rule):
         return seen.now_s if late else seen.now_s + often_s
 
     def ready_s(self, seen: Seen, sent: int) -> float:
-        """R: when the device has read its prompt and `sent` tokens; inf if it is overdue and does not tell.
+        """R: when the device has prefilled its prompt and `sent` tokens; inf if it is overdue and reports nothing.
 
-        A device that tells what it has read is as fast as it has been so far, at most as its profile says.
+        A device that reports its prefill is expected to continue at the speed so far, at most that of its profile.
         """
         rate, l = self.device.prefill_rate, seen.prompt_tokens
         known = next((one.at for one in reversed(seen.record.handovers) if one.target is End.DEVICE), 0)
@@ -136,16 +136,16 @@ class TakeOver(Rule):
         return max(seen.now_s + left_s, there_s) + (sent - known) / rate if left_s < math.inf else math.inf
 
     def _planned_s(self, seen: Seen, sent: int) -> float:
-        """R with the spare time."""
+        """R, including the spare time."""
         return self.ready_s(seen, sent) + self.spare * (seen.prompt_tokens + sent) / self.device.prefill_rate
 
     def _lasts_s(self, seen: Seen) -> float:
-        """When the reader, given a token every s seconds from now on, needs another one."""
+        """When the reader runs out of tokens, if one is released every s seconds from now on."""
         left = len(seen.record.tokens) - seen.released
         return seen.record.tokens[seen.released - 1].released_s + (left + 1) * self.tpot_limit_s
 
     def _sent(self, seen: Seen) -> int:
-        """Tokens that the cloud will have sent at the hand-over, or has."""
+        """Tokens that the cloud has sent at the hand-over, or will have sent by then."""
         there = len(seen.record.tokens)
         if seen.record.handovers and seen.record.handovers[-1].target is End.DEVICE:
             return seen.record.handovers[-1].at
