@@ -13,14 +13,14 @@ from artifact.publish import claims, claims_table
 from disco_core.errors import InputError
 from tests.helpers.measuring import defaults
 
-HEAD = "id,source,mark,statement,kind,paper,tolerance,rule,expected,exhibit\n"
+HEAD = "id,source,mark,statement,kind,paper,tolerance,better,rule,expected,exhibit\n"
 ROWS = """\
-B1,paper,P,a band,band,11..52,2,median within,PASS,dispatch
-B2,paper,N,one number,band,23.85,0.1,median within,DIFFERS,dispatch
-L1,paper,P,at least,at least,60,5,median,PASS,dispatch
-M1,paper,P,at most,at most,10,,median,PASS,dispatch
-T1,paper,P,a trend,trend,goes up,0,sign test p < 0.05,PASS,dispatch
-T10,paper,R,cannot be tested,trend,no loss,0,needs three judges and their keys,NOT TESTED,
+B1,paper,P,a band,band,11..52,2,higher,median within,PASS,dispatch
+B2,paper,N,one number,band,23.85,0.1,lower,median within,DIFFERS,dispatch
+L1,paper,P,at least,at least,60,5,higher,median,PASS,dispatch
+M1,paper,P,at most,at most,10,,,median,PASS,dispatch
+T1,paper,P,a trend,trend,goes up,0,,sign test p < 0.05,PASS,dispatch
+T10,paper,R,cannot be tested,trend,no loss,0,,needs three judges and their keys,NOT TESTED,
 """
 
 
@@ -37,6 +37,30 @@ def decide(table, tmp_path):
         return claims.check(id, ours, stem=stem, out=tmp_path / "figures", table=table, **more)
 
     return decide
+
+
+@pytest.mark.parametrize(
+    ("id", "ours", "place"),
+    [
+        ("B1", 30, "inside the range"), ("B1", 10, "within the tolerance"), ("B1", 54, "within the tolerance"),
+        ("B1", 8, "beyond, worse"), ("B1", 60, "beyond, better"),
+        ("B2", 23.85, "the same value"), ("B2", 23.9, "within the tolerance"), ("B2", 20, "beyond, better"),
+        ("B2", 30, "beyond, worse"),
+        ("M1", 5, ""), ("T1", 5, ""),
+    ],
+)  # fmt: skip
+def test_where_our_value_lies_against_the_paper_s(table, id, ours, place):
+    assert claims.load(table)[id].place(ours) == place
+
+
+def test_the_reading_that_favours_the_baseline_is_shown_and_not_judged(decide, table, tmp_path):
+    verdict = decide("B1", [30, 40], favourable=[-5, -6])
+    assert verdict["verdict"] == "PASS"
+    assert verdict["ours"]["favourable"] == "median -5.5 of 2 (-6 to -5)"
+    (line,) = (one for one in claims_table.lines(tmp_path / "figures", table) if one.id == "B1")
+    assert "against Stoch+ median -5.5 of 2" in claims_table.markdown([line])
+    frame = claims_table.shown([verdict], table)
+    assert frame.place.tolist() == ["inside the range"]
 
 
 @pytest.mark.parametrize(
@@ -173,8 +197,8 @@ def test_this_machine_s_value_stands_beside_and_decides_nothing(decide, table, t
     monkeypatch.setattr(claims, "TABLE", table)
     table.write_text(
         table.read_text().replace(
-            "L1,paper,P,at least,at least,60,5,median,PASS,dispatch",
-            "L1,paper,P,at least,at least,60,5,median,PASS,live",
+            "L1,paper,P,at least,at least,60,5,higher,median,PASS,dispatch",
+            "L1,paper,P,at least,at least,60,5,higher,median,PASS,live",
         )
     )
     reference, here = tmp_path / "figures", tmp_path / "here"
@@ -235,9 +259,9 @@ def test_an_id_in_two_files_or_unknown_to_the_table_is_an_error(decide, table, t
     ("cell", "other", "told"),
     [
         ("11..52,2", "11..29,0", "paper"),
-        ("0.1,median within", "7,median within", "kind or tolerance"),
+        ("0.1,lower,median within", "7,lower,median within", "kind or tolerance"),
         ("at least,60", "at most,60", "kind or tolerance"),
-        ("2,median within", "2,mean within", "rule"),
+        ("2,higher,median within", "2,higher,mean within", "rule"),
         ("dispatch\nM1", "tail\nM1", "exhibit"),
     ],
 )
@@ -286,21 +310,22 @@ def test_a_broken_claims_file_is_named(decide, table, tmp_path, content):
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        ("B1,s,P,x,band,11..52,2,r,PASS,e", "listed twice"),
-        ("X,s,P,x,bend,11,2,r,PASS,e", "kind is 'bend', allowed are band, at least"),
-        ("X,s,Q,x,band,11,2,r,PASS,e", "mark is 'Q'"),
-        ("X,s,P,x,band,11,2,r,pass,e", "expected is 'pass'"),
-        ("X,s,P,x,band,eleven,2,r,PASS,e", "paper is 'eleven'"),
-        ("X,s,P,x,band,52..11,2,r,PASS,e", r"paper is '52\.\.11'"),
-        ("X,s,P,x,band,nan,2,r,PASS,e", "paper is 'nan'"),
-        ("X,s,P,x,band,11,-1,r,PASS,e", "tolerance is '-1'"),
-        ("X,s,P,x,band,11,wide,r,PASS,e", "tolerance is 'wide'"),
-        ("X,s,P,x,band,inf,1,r,PASS,e", "paper is 'inf'"),
-        (",s,P,x,band,11,1,r,PASS,e", "id is empty"),
-        ("X,s,P,,band,11,1,r,PASS,e", "statement is empty"),
-        ("X,s,P,x,band,11,1,r,PASS,e,more", "a field, or the table a column, too many"),
-        ("X,s,P,x,trend,up,0,looks right,PASS,e", "sign test p < 0.05"),
-        ("X,s,P,x,band,11", "it has no tolerance, rule, expected, exhibit; the columns are"),
+        ("B1,s,P,x,band,11..52,2,,r,PASS,e", "listed twice"),
+        ("X,s,P,x,bend,11,2,,r,PASS,e", "kind is 'bend', allowed are band, at least"),
+        ("X,s,Q,x,band,11,2,,r,PASS,e", "mark is 'Q'"),
+        ("X,s,P,x,band,11,2,more,r,PASS,e", "better is 'more', allowed are higher, lower"),
+        ("X,s,P,x,band,11,2,,r,pass,e", "expected is 'pass'"),
+        ("X,s,P,x,band,eleven,2,,r,PASS,e", "paper is 'eleven'"),
+        ("X,s,P,x,band,52..11,2,,r,PASS,e", r"paper is '52\.\.11'"),
+        ("X,s,P,x,band,nan,2,,r,PASS,e", "paper is 'nan'"),
+        ("X,s,P,x,band,11,-1,,r,PASS,e", "tolerance is '-1'"),
+        ("X,s,P,x,band,11,wide,,r,PASS,e", "tolerance is 'wide'"),
+        ("X,s,P,x,band,inf,1,,r,PASS,e", "paper is 'inf'"),
+        (",s,P,x,band,11,1,,r,PASS,e", "id is empty"),
+        ("X,s,P,,band,11,1,,r,PASS,e", "statement is empty"),
+        ("X,s,P,x,band,11,1,,r,PASS,e,more", "a field, or the table a column, too many"),
+        ("X,s,P,x,trend,up,0,,looks right,PASS,e", "sign test p < 0.05"),
+        ("X,s,P,x,band,11", "it has no tolerance, better, rule, expected, exhibit; the columns are"),
     ],
 )
 def test_a_bad_row_of_the_table_is_named(tmp_path, row, told):

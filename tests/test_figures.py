@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -44,7 +45,15 @@ def measurement(folder):
 
 
 def save(out, fig=None, stem="try_one", kind="simulated", **more):
-    given = {"caption": "A try.", "kind": kind, "source": "committed tables", "parameters": {"b": 0.3}, "out": out}
+    given = {
+        "title": "A line",
+        "caption": "A try.",
+        "interpretation": "It goes up.",
+        "kind": kind,
+        "source": "committed tables",
+        "parameters": {"b": 0.3},
+        "out": out,
+    }
     if kind == "measured":
         given["measured"] = measurement(out.parent / "device")
     return figures.save(fig or drawn(), stem, NUMBERS, **(given | more))
@@ -62,26 +71,6 @@ def test_an_exhibit_is_five_files(tmp_path):
     assert (tmp_path / "figures" / "try_one.csv").read_bytes() == (
         b"budget,ttft_s,n\n0.1,0.333333,1\n0.2,,2000000000\n"
     )
-
-
-def test_a_table_is_also_text_to_cite(tmp_path):
-    table = pd.DataFrame({"pair_%": ["a & b", "c|d"], "cut": [12.3456, -0.5], "n": [3, 4]})
-    given = {
-        "caption": "A table.",
-        "kind": "simulated",
-        "source": "committed tables",
-        "parameters": {},
-        "out": tmp_path,
-    }
-    paths = figures.save_table(table, "try_table", **given)
-    assert {path.suffix for path in paths} == SUFFIXES | {".md", ".tex"}
-    markdown, latex = ((tmp_path / f"try_table.{suffix}").read_text() for suffix in ("md", "tex"))
-    assert [cell.strip() for cell in markdown.splitlines()[2].strip("|").split("|")] == ["a & b", "12.3", "3"]
-    assert r"c\|d" in markdown
-    assert r"a \& b & 12.3 & 3 \\" in latex
-    assert r"\begin{tabular}{lrr}" in latex
-    assert r"pair\_\%" in latex
-    assert r"\toprule" in latex
 
 
 def test_a_simulated_exhibit_is_the_same_bytes_also_in_another_process_and_under_other_settings(tmp_path):
@@ -130,7 +119,7 @@ def test_an_exhibit_is_cited_by_its_numbers_and_by_nothing_else(tmp_path, monkey
     assert first["digest"] == "sha256:" + hashlib.sha256((tmp_path / "try_one.csv").read_bytes()).hexdigest()
     save(tmp_path, drawn(shift=1.0), caption="Another.", parameters={"b": 0.4})
     assert json.loads((tmp_path / "try_one.json").read_text())["digest"] == first["digest"]
-    monkeypatch.setattr("test_figures.NUMBERS", NUMBERS.head(1))
+    monkeypatch.setitem(globals(), "NUMBERS", NUMBERS.head(1))
     save(tmp_path)
     assert json.loads((tmp_path / "try_one.json").read_text())["digest"] != first["digest"]
 
@@ -142,7 +131,9 @@ def test_an_exhibit_is_cited_by_its_numbers_and_by_nothing_else(tmp_path, monkey
         ({"stem": "../try"}, "stem"),
         ({"stem": ""}, "stem"),
         ({"kind": "guessed"}, "simulated, computed, measured"),
-        ({"caption": " "}, "caption"),
+        ({"caption": " "}, "a title, a caption and an interpretation"),
+        ({"title": ""}, "a title, a caption and an interpretation"),
+        ({"interpretation": ""}, "a title, a caption and an interpretation"),
         ({"parameters": {"rng": object()}}, "plain values"),
         ({"out": ""}, "out is ''"),
         ({"out": ROOT}, "a folder of their own"),
@@ -199,21 +190,66 @@ def test_every_policy_has_one_colour():
         figures.colour("Disco")
 
 
-def test_a_table_is_drawn_as_it_reads(tmp_path):
-    table = pd.DataFrame({"service": ["gpt", "llama"], "cut": [23.8512, np.nan], "n": [3, 4]})
-    fig = figures.table_figure(table)
-    texts = [cell.get_text().get_text() for cell in fig.axes[0].tables[0].get_celld().values()]
-    assert {"service", "gpt", "23.9", "–", "4"} <= set(texts)
-    assert save(tmp_path, fig, "try_table")
+TABLE = pd.DataFrame({"service": ["gpt_4", "a|b"], "cut (%)": [23.8512, np.nan], "n": [3, 4]})
+
+
+def save_table(out, table=TABLE, **more):
+    about = {"title": "Cuts", "caption": "A table.", "interpretation": "Shows cuts.", "source": "committed tables"}
+    about |= {"kind": "simulated", "parameters": {}, "out": out}
+    return figures.save_table(table, "try_table", **about | more)
+
+
+def test_a_table_is_csv_markdown_and_latex(tmp_path):
+    paths = save_table(tmp_path)
+    assert sorted(path.suffix for path in paths) == [".csv", ".json", ".md", ".tex"]
+    markdown = (tmp_path / "try_table.md").read_text().splitlines()
+    assert [cell.strip() for cell in markdown[2].split("|")[1:-1]] == ["gpt_4", "23.9", "3"]
+    assert r"a\|b" in markdown[3]
+    assert "–" in markdown[3]
+    latex = (tmp_path / "try_table.tex").read_text()
+    for part in (
+        r"\usepackage{booktabs,graphicx}",
+        r"\caption{Cuts. A table.}",
+        r"\label{tab:try-table}",
+        r"gpt\_4 & 23.9",
+    ):
+        assert part in latex
+    assert r"\begin{table}[t]" in latex  # in one column
+    assert (tmp_path / "try_table.csv").read_text().splitlines()[1] == "gpt_4,23.8512,3"
     with pytest.raises(InputError, match="at least one row"):
-        figures.table_figure(table.iloc[:0])
+        save_table(tmp_path, TABLE.iloc[:0])
+
+
+@pytest.mark.parametrize(
+    ("columns", "environment", "broken"), [(3, "table", 0), (12, "table*", 0), (1, "table", 0), (3, "table*", 1)]
+)
+def test_a_latex_table_fits_a_column_or_the_page(tmp_path, columns, environment, broken):
+    table = pd.DataFrame({f"name {k}": ["some text"] for k in range(columns)})
+    if broken:
+        table["why"] = "words " * 30
+    save_table(tmp_path, table)
+    latex = (tmp_path / "try_table.tex").read_text()
+    assert rf"\begin{{{environment}}}[t]" in latex
+    assert rf"\end{{{environment}}}" in latex
+    assert latex.count(r"\linewidth}") == broken  # a column that breaks its lines
+    assert r"\resizebox{\ifdim\width>\linewidth" in latex
+
+
+def test_seaborn_draws_a_policy_as_matplotlib_does():
+    look = figures.look(["DiSCo-D", "Stoch-D+", "server only"], marker=True)
+    assert look["palette"]["DiSCo-D"] == figures.colour("DiSCo")
+    assert look["hue_order"] == look["style_order"] == ["DiSCo-D", "Stoch-D+", "server only"]
+    assert look["dashes"]["DiSCo-D"] == ""
+    assert len(set(map(str, look["dashes"].values()))) == 3
+    with pytest.raises(InputError, match="no colour for policy"):
+        figures.look(["Disco"])
 
 
 def test_the_style_is_the_sheet_s():
     with mpl.rc_context():
         figures.use_style()
         assert mpl.rcParams["figure.figsize"] == [3.33, 2.3]
-        assert mpl.rcParams["font.size"] == 7
+        assert mpl.rcParams["font.size"] >= 7
         assert mpl.rcParams["svg.hashsalt"] == "disco"
 
 
@@ -223,9 +259,12 @@ def test_the_gallery_shows_every_exhibit(tmp_path, capsys):
     (tmp_path / "another.claims.json").write_text("[]")
     assert main(["gallery", str(tmp_path)]) == 0
     text = (tmp_path / "README.md").read_text()
-    assert text.index("## another") < text.index("## try_one")
-    assert "![try_one](try_one.svg)" in text
+    assert text.index("`another`: ") < text.index("`try_one`: ")
+    assert "### A line\n\n![A line](try_one.svg)" in text
     assert "Simulated, from committed tables. [svg](try_one.svg)" in text
+    bibliography = (tmp_path / "exhibits.bib").read_text()
+    keys = re.findall(r"^@\w+\{(.+),$", bibliography, re.MULTILINE)
+    assert keys == ["sun2025", "jin2025", "yin2025", "disco-core:another", "disco-core:try_one"]
     assert "Measured on " in text
     assert f"> disco-core {metadata.version('disco-core')}, exhibit `try_one`, sha256:" in text
     gallery.gallery(tmp_path)

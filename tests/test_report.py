@@ -1,4 +1,4 @@
-"""The report: one page that needs nothing else, says what the exhibits say, and refuses what is not whole."""
+"""The report: one page that needs nothing else, says what the exhibits say, and refuses incomplete exhibits."""
 
 import json
 import re
@@ -10,8 +10,8 @@ import pytest
 
 from artifact.__main__ import main
 from artifact.errors import ArtifactError
-from artifact.files import FIGURES, READING_ORDER, ROOT
-from artifact.publish import claims, claims_table, gallery, report
+from artifact.files import CHAPTERS, FIGURES, ROOT
+from artifact.publish import cite, claims, claims_table, gallery, report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -25,7 +25,9 @@ def page(tmp_path_factory):
 def test_the_page_needs_nothing_else(page):
     text = page.read_text()
     assert not re.findall(r"<(?:script|link|iframe|object|embed)\b", text)
-    assert all(source.startswith("data:image/svg+xml;base64,") for source in re.findall(r'src="([^"]{1,40})', text))
+    assert all(
+        re.match("data:image/(svg.xml|png);base64,", source) for source in re.findall(r'src="([^"]{1,40})', text)
+    )
     assert not re.findall(r"@import|url\(", text.split("</style>")[0])
     targets = re.findall(r'href="([^"]+)"', text)
     assert {target[1:] for target in targets if target.startswith("#")} <= set(re.findall(r'id="([^"]+)"', text))
@@ -36,20 +38,22 @@ def test_every_claim_and_exhibit_is_in_it_with_its_caption_and_parameters(page):
     text = page.read_text()
     for one in claims_table.lines():
         assert f'id="claim-{one.id}"' in text
-        assert text.index(f'id="claim-{one.id}"') < text.index("<nav")
+        assert text.index('id="results"') < text.index(f'id="claim-{one.id}"') < text.index("<article")
     found = gallery.exhibits()
     for one in found:
         article = text[text.index(f'<article id="{one["stem"]}"') :].split("</article>")[0]
         for said in (
+            one["title"],
             one["caption"],
+            one["interpretation"],
             one["digest"],
-            gallery.citation(one).replace("`", ""),
+            cite.citation(one).replace("`", ""),
             *map(str, one["parameters"]),
         ):
             assert str(escape(said, quote=False)) in article.replace("&#39;", "'").replace("&#34;", '"')
         assert "<img" in article or "<table" in article
     chapters = re.findall(r'<section id="of-(\w+)"', text)
-    assert chapters == [name for name in READING_ORDER if name in chapters]
+    assert chapters == [name for name in CHAPTERS if name in chapters]
     assert set(chapters) == {Path(one["notebook"]).stem for one in found}
 
 
@@ -69,11 +73,17 @@ def test_this_machine_s_values_stand_beside_the_reference_s(tmp_path):
     assert 'data-name="here"' not in report.report(out=tmp_path / "report.html").read_text()
 
 
-def test_every_exhibit_is_told_by_its_notebook():
-    source = {path.stem: report._notebook(path) for path in (ROOT / "notebooks").glob("*.ipynb")}
+def test_every_exhibit_says_what_it_shows():
+    """Title, caption and interpretation are written with the figure, in one place."""
     for one in gallery.exhibits():
-        at, _ = report._told(source[Path(one["notebook"]).stem], one["stem"])
-        assert at < len(source[Path(one["notebook"]).stem]), one["stem"]
+        assert one["title"].strip(), one["stem"]
+        assert not one["title"].endswith("."), one["stem"]
+        assert one["caption"].strip().endswith("."), one["stem"]
+        assert one["interpretation"].strip().endswith("."), one["stem"]
+
+
+def test_the_page_is_light():
+    assert report.report(out="build/report-size.html").stat().st_size < 4.5e6
 
 
 @pytest.fixture
@@ -88,7 +98,7 @@ def test_an_exhibit_that_a_claim_names_must_be_there(folder, capsys):
     for path in folder.glob("dispatch_d4.*"):
         path.unlink()
     with pytest.raises(ArtifactError, match=r"'dispatch_d4' \(D4\)"):
-        report.report(folder, folder / "report.html", folder)
+        report.report(folder, folder / "report.html")
     assert main(["report", str(folder), "--out", str(folder / "report.html")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (folder / "report.html").exists()
@@ -100,40 +110,23 @@ def test_an_exhibit_older_than_its_data_is_refused(folder):
     found["data"]["data/phones.csv"] = "0" * 64
     path.write_text(json.dumps(found))
     with pytest.raises(ArtifactError, match=r"dispatch_d4 is older than data/phones\.csv; run `make figures`"):
-        report.report(folder, folder / "report.html", folder)
-
-
-def test_what_another_run_printed_is_left_out(tmp_path):
-    (shown,) = (one for one in gallery.exhibits() if one["stem"] == "dispatch_tail")
-    book = json.loads((ROOT / "notebooks" / "dispatch.ipynb").read_text())
-    source, path = book["cells"], tmp_path / "dispatch.ipynb"
-
-    def kept(parameters, *cells):
-        metadata = {"papermill": {"parameters": parameters}}
-        path.write_text(json.dumps({"cells": cells, "metadata": metadata}))
-        return report._executed(path, source, [shown])
-
-    injected = {"cell_type": "code", "source": "quick = False", "metadata": {"tags": ["injected-parameters"]}}
-    as_it_was = {"quick": False, "out": "elsewhere"}
-    assert len(kept(as_it_was, source[0], injected, *source[1:])) == len(source) + 1
-    assert kept({"quick": True}, source[0], injected, *source[1:]) == []
-    assert kept(as_it_was, source[0], injected, *source[1:-1], source[-1] | {"source": "other"}) == []
-    path.unlink()
-    assert report._executed(path, source, [shown]) == []
+        report.report(folder, folder / "report.html")
 
 
 def test_text_of_others_is_text(folder):
     path = folder / "dispatch_d4.json"
     found = json.loads(path.read_text()) | {"caption": "a < b & <b>c</b>"}
     path.write_text(json.dumps(found))
-    text = report.report(folder, folder / "report.html", folder).read_text()
+    text = report.report(folder, folder / "report.html").read_text()
     assert "a &lt; b &amp; &lt;b&gt;c&lt;/b&gt;" in text
     assert "<b>c</b>" not in text
 
 
 def test_the_readme_has_the_verdicts_of_the_committed_exhibits():
-    readme = (ROOT / "README.md").read_text()
-    assert claims_table.markdown(claims_table.lines()) in readme, "run make figures"
+    """Eight of them in the README, all of them on top of the gallery."""
+    readme, page = (ROOT / "README.md").read_text(), (FIGURES / "README.md").read_text()
+    assert claims_table.markdown(claims_table.lines()) in page, "run make figures"
+    assert claims_table.headline(claims_table.lines()) in readme, "run make figures"
 
 
 def test_the_table_is_written_between_its_marks(tmp_path):
@@ -146,7 +139,7 @@ def test_the_table_is_written_between_its_marks(tmp_path):
     assert text.endswith("<!-- end of claims -->\nafter\n")
     assert "was here" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + len(claims.load())
+    assert len(rows) == 1 + len(claims_table.HEADLINE)
     assert len({row.replace(r"\|", "").count("|") for row in rows}) == 1
     claims_table.write_readme(shown, path)
     assert path.read_text() == text

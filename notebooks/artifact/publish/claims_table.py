@@ -143,8 +143,9 @@ def text(shown: Sequence[Line], width: int = 110) -> str:
         for one in shown
     ]
     shares = (0.31, 0.15, 0.22, 0.2, 0.12) if here else (0.39, 0.18, 0.29, 0.14)
-    room = max(width - 28, 50)
-    widths = [4, *(int(room * share) for share in shares), 10]
+    verdict = max(len(one.shown) for one in shown)
+    room = max(width - 18 - verdict, 50)
+    widths = [4, *(int(room * share) for share in shares), verdict]
     table = tabulate(rows, head, tablefmt="simple", maxcolwidths=widths, disable_numparse=True)
     reasons = dict.fromkeys(one.reason for one in shown if one.reason)
     notes = [f"{', '.join(one.id for one in shown if one.reason == why)}: {why}" for why in reasons]

@@ -104,11 +104,11 @@ def _section(about: dict[str, Any], folder: Path) -> str:
             table if table.count("\n") <= _LONGEST else f"[{stem}.md]({stem}.md) has {table.count(chr(10)) - 1} rows."
         )
     texts = "\n\n".join(filter(None, [body, about["caption"], about["interpretation"]]))
-    return f"""## {about["title"] or stem}
+    return f"""### {about["title"] or stem}
 
 {texts}
 
-{origin(about)} {links}
+`{stem}`: {origin(about)} {links}
 
 > {cite.citation(about)}
 """
