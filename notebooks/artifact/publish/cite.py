@@ -25,6 +25,30 @@ def bibliography(every: Iterable[Mapping[str, Any]]) -> str:
     return "\n".join([*map(_paper, papers().values()), *map(_exhibit, every)])
 
 
+def codecheck(every: Iterable[Mapping[str, Any]]) -> str:
+    """The manifest of a CODECHECK (codecheck.yml, configuration 2.0): the paper, and the files to be reproduced."""
+    import yaml
+
+    paper = _cff()["preferred-citation"]
+    manifest = [
+        {"file": f"figures/{about['stem']}.{suffix}", "comment": f"{about['title']} ({about['kind']})"}
+        for about in every
+        for suffix in ("pdf", "csv")
+        if f"{about['stem']}.{suffix}" in about["files"]
+    ]
+    content = {
+        "version": "https://codecheck.org.uk/spec/config/2.0/",
+        "source": "written by make figures; certificate, report and codechecker are the codechecker's to add",
+        "paper": {
+            "title": paper["title"],
+            "authors": [{"name": f"{one['given-names']} {one['family-names']}"} for one in paper["authors"]],
+            "reference": paper["url"],
+        },
+        "manifest": manifest,
+    }
+    return "---\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=118)
+
+
 def papers() -> dict[str, dict[str, Any]]:
     """The papers of CITATION.cff by their key in BibTeX, such as sun2025."""
     every = [_cff()["preferred-citation"], *_cff()["references"]]

@@ -71,12 +71,16 @@ def exhibits(directory: str | Path = FIGURES) -> list[dict[str, Any]]:
 
 
 def pages(directory: str | Path = FIGURES) -> dict[Path, str]:
-    """The pages of a folder of exhibits, README.md and exhibits.bib, by path. ArtifactError as `exhibits`."""
+    """The pages of a folder of exhibits, README.md and exhibits.bib, by path; of `figures` also codecheck.yml.
+
+    ArtifactError as `exhibits`.
+    """
     folder, every = ROOT / directory, exhibits(directory)
     claims = [one for one in claims_table.lines(directory) if one.verdict != MISSING]
     head = _HEAD.format(claims=claims_table.markdown(claims), count=claims_table.count(claims))
     readme = "\n".join([head, *(_section(one, folder) for one in every)])
-    return {folder / "README.md": readme, folder / "exhibits.bib": cite.bibliography(every)}
+    made = {folder / "README.md": readme, folder / "exhibits.bib": cite.bibliography(every)}
+    return made | ({ROOT / "codecheck.yml": cite.codecheck(every)} if folder == FIGURES else {})
 
 
 def gallery(directory: str | Path = FIGURES) -> Path:
