@@ -1,4 +1,4 @@
-"""FLOPs against a transformer whose products are counted, scarcity against the cost model, the notebook's numbers."""
+"""FLOPs against a transformer whose products are counted, the constrained endpoint against the cost model, the notebook's numbers."""
 
 import json
 
@@ -26,8 +26,8 @@ class Counter:
         return left @ right
 
 
-def next_token(model, heads, caches, written):
-    """FLOPs of one more token of a transformer with empty weights, which keeps keys and values of those before it."""
+def next_token(model, heads, caches, decode):
+    """FLOPs of one more token of a transformer with empty weights, with a cache of earlier keys and values."""
     count, width = Counter(), model.hidden // heads
     x = np.zeros((1, model.hidden))
     for cache in caches:
@@ -43,7 +43,7 @@ def next_token(model, heads, caches, written):
         x = count.times(np.concatenate(mixed, axis=1), np.zeros((model.hidden, model.hidden)))
         inner = [count.times(x, np.zeros((model.hidden, model.mlp))) for _ in range(model.mlp_matrices - 1)]
         x = count.times(inner[0], np.zeros((model.mlp, model.hidden)))
-    if written:
+    if decode:
         count.times(x, np.zeros((model.hidden, model.vocab)))
     return count.flops
 
@@ -58,7 +58,7 @@ def test_flops_are_those_of_every_product(layers, groups, shared, mlp, matrices,
     model = energy.Architecture(layers, heads * width, groups * width, mlp, matrices, vocab)
     caches = [[] for _ in range(layers)]
     for n in range(1, prompt + answer + 1):
-        assert model.flops(n, written=n > prompt) == next_token(model, heads, caches, n > prompt)
+        assert model.flops(n, decode=n > prompt) == next_token(model, heads, caches, n > prompt)
 
 
 def test_the_table_holds_the_shapes_that_were_published():
@@ -75,7 +75,7 @@ def test_bad_contexts_are_named():
     model = energy.architectures()["BLOOM-560M"]
     for bad in (-1, float("nan"), "long"):
         with pytest.raises(dc.InputError, match="context"):
-            model.flops(bad, written=False)
+            model.flops(bad, decode=False)
 
 
 def test_a_phone_s_row_is_two_kinds_of_token():
@@ -83,13 +83,13 @@ def test_a_phone_s_row_is_two_kinds_of_token():
     found = energy.phone_tokens(phones)
     assert len(found) == 2 * len(phones)
     assert found.joule.sum() == pytest.approx((phones.prefill_mj_per_tok + phones.decode_mj_per_tok).sum() / 1e3)
-    read, written = found[found.token == "read"], found[found.token == "written"]
+    prefill, decode = found[found.token == "prefill"], found[found.token == "decode"]
     model = energy.architectures()["llama3_2-1b"]
-    of_prompt = [float(model.flops(n, written=False)) for n in range(1, 65)]
-    one = read[(read.model == "llama3_2-1b") & (read.prompt_tokens == 64)].iloc[0]
+    of_prompt = [float(model.flops(n, decode=False)) for n in range(1, 65)]
+    one = prefill[(prefill.model == "llama3_2-1b") & (prefill.prompt_tokens == 64)].iloc[0]
     assert one.gflop == pytest.approx(np.mean(of_prompt) / 1e9)
-    answers = [[float(model.flops(64 + n, written=True)) for n in range(1, N + 1)] for N in energy.ANSWERS]
-    two = written[(written.model == "llama3_2-1b") & (written.prompt_tokens == 64)].iloc[0]
+    answers = [[float(model.flops(64 + n, decode=True)) for n in range(1, N + 1)] for N in energy.ANSWERS]
+    two = decode[(decode.model == "llama3_2-1b") & (decode.prompt_tokens == 64)].iloc[0]
     assert two.gflop == pytest.approx(np.mean([np.mean(one) for one in answers]) / 1e9)
     assert one.weights * 64 < two.weights < 1.24
 
@@ -99,12 +99,14 @@ joules = st.floats(1e-3, 10)
 
 
 @given(prices, prices, joules, joules, st.floats(1.001, 1e3))
-def test_an_end_is_scarce_beyond_its_rate_and_neither_in_between(price_in, price_out, read_j, written_j, beyond):
-    low, high = energy.scarce_rates(price_in, price_out, read_j, written_j)
+def test_an_endpoint_is_constrained_beyond_its_rate_and_neither_in_between(
+    price_in, price_out, prefill_j, decode_j, beyond
+):
+    low, high = energy.constrained_rates(price_in, price_out, prefill_j, decode_j)
     assert low <= high * (1 + 1e-12)
 
     def constraint(rate):
-        return dc.CostModel.from_energy(price_in, price_out, read_j, written_j, rate).constraint
+        return dc.CostModel.from_energy(price_in, price_out, prefill_j, decode_j, rate).constraint
 
     assert constraint(low / beyond) is dc.Constraint.SERVER
     assert constraint(high * beyond) is dc.Constraint.DEVICE
@@ -114,10 +116,10 @@ def test_an_end_is_scarce_beyond_its_rate_and_neither_in_between(price_in, price
 
 
 def test_bad_prices_and_energies_are_named():
-    good = {"price_in": 1e-6, "price_out": 1e-6, "read_j": 0.1, "written_j": 0.3}
-    for name, bad in [("price_in", -1), ("price_out", np.nan), ("read_j", 0), ("written_j", -0.1)]:
+    good = {"price_in": 1e-6, "price_out": 1e-6, "prefill_j": 0.1, "decode_j": 0.3}
+    for name, bad in [("price_in", -1), ("price_out", np.nan), ("prefill_j", 0), ("decode_j", -0.1)]:
         with pytest.raises(dc.InputError, match=name):
-            energy.scarce_rates(**(good | {name: bad}))
+            energy.constrained_rates(**(good | {name: bad}))
 
 
 @pytest.mark.slow
@@ -131,10 +133,10 @@ def test_the_notebook_says_what_the_tables_say(tmp_path):
         own.append(np.corrcoef(rows.gflop, rows.joule)[0, 1] ** 2)
     assert verdict["ours"]["median"] == pytest.approx(np.median(own), rel=1e-5)
     assert verdict["verdict"] == (claims.PASS if np.median(own) >= 0.9 else claims.DIFFERS)
-    ends = pd.read_csv(tmp_path / "costs_prices.csv").set_index("end")
-    assert ends["$/1M read"]["gpt-4o-mini"] == pytest.approx(0.15)
+    ends = pd.read_csv(tmp_path / "costs_prices.csv").set_index("endpoint")
+    assert ends["prefill, $/1M"]["gpt-4o-mini"] == pytest.approx(0.15)
     phones = traces.table("phones")
-    assert ends["mJ, written"]["median measured phone"] == pytest.approx(phones.decode_mj_per_tok.median(), rel=1e-5)
+    assert ends["decode, mJ"]["median measured phone"] == pytest.approx(phones.decode_mj_per_tok.median(), rel=1e-5)
     # a kilowatt-hour is 3.6 MJ: $0.15 buys a million tokens of 3.6 J each
-    read = ends["$/1M read"]["median measured phone"]
+    read = ends["prefill, $/1M"]["median measured phone"]
     assert read == pytest.approx(0.15 * phones.prefill_mj_per_tok.median() / 3600, rel=1e-5)
