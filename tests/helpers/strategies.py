@@ -20,6 +20,10 @@ devices = st.builds(
 )
 
 
+lengths_seen = st.lists(st.integers(1, 40), min_size=1, max_size=12)
+prices = st.integers(0, 6).map(lambda p: p * 1e-6)
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> dc.DispatchPlan:
     """Any policy of the house, and free-form plans that no policy makes."""
@@ -42,3 +46,17 @@ def plans(draw: st.DrawFn) -> dc.DispatchPlan:
         "D": lambda: dc.plan_device_constrained(seen, draw(distributions), budget),
         "S": lambda: dc.plan_server_constrained(seen, budget),
     }[kind]()
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> dc.MigrationRule:
+    """A migration rule of any prices, lengths and speeds."""
+    return dc.MigrationRule(
+        dc.CostModel(draw(prices), draw(prices), draw(prices), draw(prices)),
+        dc.LengthDistribution.of(draw(lengths_seen)),
+        draw(distributions),
+        dc.DeviceProfile(draw(st.sampled_from([50.0, 500.0])), 20.0),
+        reading_rate=draw(st.sampled_from([4.8, 3.3, 20.0])),
+        takeover_quantile=draw(st.sampled_from([0.5, 0.95])),
+        keeps_loser=draw(st.booleans()),
+    )

@@ -1,6 +1,5 @@
 """The vectorised race against one request at a time, event by event, in the plainest Python."""
 
-import heapq
 import math
 
 import numpy as np
@@ -9,24 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import disco_core as dc
+from tests.helpers.reference import race
 from tests.helpers.strategies import devices, distributions, plans
 
 PRICES = dc.CostModel(1e-6, 2e-6, 3e-6, 5e-6)
-
-
-def race(server_delay, device_delay, server_ttft, device_ttft):
-    """One request: (ttft, winner, ends started). Tokens of an instant come before starts, the server's first."""
-    ttft = {"server": server_ttft, "device": device_ttft}
-    events = [(server_delay, 2, "server"), (device_delay, 3, "device")]
-    heapq.heapify(events)
-    started = set()
-    while True:
-        time, kind, end = heapq.heappop(events)
-        if kind < 2:
-            return time, end, started
-        if math.isfinite(time):
-            started.add(end)
-            heapq.heappush(events, (time + ttft[end], 0 if end == "server" else 1, end))
 
 
 @st.composite

@@ -49,14 +49,14 @@ def test_a_drawn_series_has_the_quantiles_of_each_hour_and_the_memory(lag1_rank,
     for one, wanted in ttft.items():
         own = dc.TTFTDistribution(found[hour == one])
         assert np.array_equal(own.quantile(levels), wanted.quantile(levels))
-    assert forecasts.memory(found) == pytest.approx(lag1_rank, abs=0.005)
+    assert forecasts.lag1_correlation(found) == pytest.approx(lag1_rank, abs=0.005)
 
 
 def test_the_service_with_hours_is_drawn_as_its_tables_say():
     calls = traces.calls("deepseek-chat", rng=np.random.default_rng(0))
     kept = traces.table("ttft_series").set_index("service").loc["deepseek-chat"]
     assert len(calls) == kept.n
-    assert forecasts.memory(calls.ttft_s) == pytest.approx(kept.lag1_rank, abs=0.001)
+    assert forecasts.lag1_correlation(calls.ttft_s) == pytest.approx(kept.lag1_rank, abs=0.001)
     for q, column in {0.5: "p50_s", 0.95: "p95_s"}.items():
         assert np.quantile(calls.ttft_s, q) == pytest.approx(kept[column], rel=0.03)
     by_hour = traces.table("ttft_by_hour")
@@ -201,7 +201,7 @@ def test_the_committed_errors_are_those_of_every_service_and_forecast():
 def test_published_series_are_in_order_and_remember_as_the_table_says():
     calls = traces.calls("deepseek-chat", "public")
     kept = traces.table("ttft_series").set_index("service").loc["deepseek-chat"]
-    assert forecasts.memory(calls.ttft_s) == pytest.approx(kept.lag1_rank, abs=1e-3)
+    assert forecasts.lag1_correlation(calls.ttft_s) == pytest.approx(kept.lag1_rank, abs=1e-3)
     assert calls.hour[0] == traces.BEGAN_S // 3600
     llama = traces.calls("llama-3-70b", "public")
     assert llama.series.nunique() == 7 * 3

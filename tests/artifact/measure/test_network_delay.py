@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from test_migration import rules
 
 import disco_core as dc
 from artifact.measure.network_delay import LastHop
@@ -15,7 +14,7 @@ from disco_core.endpoints.base import Prefix, Token
 from disco_core.live.stream import stream
 from tests.helpers.clock import run
 from tests.helpers.replay import Failure, ReplayEndpoint
-from tests.helpers.strategies import plans
+from tests.helpers.strategies import plans, rules
 
 MS = st.integers(1, 400).map(lambda ms: ms / 1000)
 GAP = 0.02

@@ -70,8 +70,8 @@ def test_traces_shows_the_published_quantiles(traces):
     # the tables' P50 and P99 beside the series' own: two paths from the same public files
     for column, own in {"P50": "p50_s", "P99": "p99_s"}.items():
         assert np.allclose(quantiles[column][published.index], published[own], rtol=1e-3)
-    scarce = pd.read_csv(traces / "traces_scarce.csv")
-    assert (scarce.iloc[:, 3] < scarce.iloc[:, 4]).all()
+    limits = pd.read_csv(traces / "traces_constrained.csv")
+    assert (limits.iloc[:, 3] < limits.iloc[:, 4]).all()
 
 
 @pytest.fixture(scope="session")

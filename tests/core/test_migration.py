@@ -8,27 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_simulate import race
 
 import disco_core as dc
-from tests.helpers.strategies import distributions, plans
-
-WHOLE = st.integers(1, 40)
-lengths_seen = st.lists(WHOLE, min_size=1, max_size=12)
-prices = st.integers(0, 6).map(lambda p: p * 1e-6)
-
-
-@st.composite
-def rules(draw):
-    return dc.MigrationRule(
-        dc.CostModel(draw(prices), draw(prices), draw(prices), draw(prices)),
-        dc.LengthDistribution.of(draw(lengths_seen)),
-        draw(distributions),
-        dc.DeviceProfile(draw(st.sampled_from([50.0, 500.0])), 20.0),
-        reading_rate=draw(st.sampled_from([4.8, 3.3, 20.0])),
-        takeover_quantile=draw(st.sampled_from([0.5, 0.95])),
-        keeps_loser=draw(st.booleans()),
-    )
+from tests.helpers.reference import race
+from tests.helpers.strategies import distributions, lengths_seen, plans, rules
 
 
 @given(lengths_seen, st.integers(0, 60))
@@ -66,7 +49,13 @@ def answer(rule, ttft, winner, l, length, gaps, takeover):
     return times, at
 
 
-@given(st.lists(st.tuples(WHOLE, WHOLE), min_size=1, max_size=8), plans(), distributions, rules(), st.data())
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=8),
+    plans(),
+    distributions,
+    rules(),
+    st.data(),
+)
 def test_equals_the_token_by_token_reference(requests, plan, ttft, rule, data):
     n = len(requests)
     load = dc.Workload(np.arange(n) * 1.0, *zip(*requests, strict=True))

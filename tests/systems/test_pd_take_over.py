@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
-from test_stream import collect, failures
 
 import disco_core as dc
 from disco_core.systems.pd_device.refine import kept_tokens
@@ -15,6 +14,7 @@ from disco_core.systems.pd_device.take_over import TakeOver, plan_together
 from disco_core.systems.pd_device.timing import choose, simulate_pd
 from tests.helpers.clock import run
 from tests.helpers.replay import Failure, ReplayEndpoint
+from tests.helpers.streams import collect, failures
 
 
 class Mute(ReplayEndpoint):

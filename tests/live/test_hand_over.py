@@ -1,0 +1,115 @@
+"""What a hand-over gives to its target (prompt, ids or text, tokens left), and what becomes of a race's loser."""
+
+import numpy as np
+import pytest
+
+import disco_core as dc
+from disco_core import stream
+from tests.helpers.clock import run
+from tests.helpers.replay import Failure, ReplayEndpoint
+from tests.helpers.streams import DEVICE, SERVER_RATE, collect, ends
+
+
+@pytest.mark.parametrize("vocabulary", ["integers", "other"])
+def test_ids_move_between_equal_vocabularies_only(vocabulary):
+    cost = dc.CostModel(0, 1e-7, 1e-6, 1e-6)
+    rule = dc.MigrationRule(cost, dc.LengthDistribution([200], [1]), dc.TTFTDistribution([0.3]), DEVICE)
+    server, device = ends(0.3, 100)
+    server.vocabulary = vocabulary
+    live = stream("0" * 20, plan=dc.plan_device_only(), server=server, device=device, rule=rule, max_tokens=100)
+    tokens, error = run(collect(live))
+    assert error is None
+    assert "".join(token.text for token in tokens) == "".join(f"{i} " for i in range(100))
+    at = live.record.migrated_at
+    assert at > 0
+    moved = server.seen[0].generated
+    assert [token.text for token in moved] == [token.text for token in tokens[:at]]
+    assert [token.id for token in moved] == (list(range(at)) if vocabulary == "integers" else [None] * at)
+    text = "".join(token.text for token in moved)  # in which the replayed end counts every character
+    assert live.record.prefill == [20 + (at if vocabulary == "integers" else len(text)), 20]
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_loser_is_cancelled_or_keeps_prefilling(keeps):
+    cost, distribution = dc.CostModel(1, 1, 1, 1), dc.TTFTDistribution([0.3])
+    rule = dc.MigrationRule(cost, dc.LengthDistribution([9], [1]), distribution, DEVICE, keeps_loser=keeps)
+    server, device = ends(0.05, 100)  # the device needs 0.2 s for its prefill, the server 2 s for the answer
+    both = dc.plan_stochastic(1.0, dc.Constraint.DEVICE, both=True)
+    rng = np.random.default_rng(0)
+    live = stream([0] * 100, plan=both, server=server, device=device, rule=rule, max_tokens=100, rng=rng, wait=False)
+    running = []
+
+    async def watch():
+        async for token in live:
+            running.append((token.generated_s, device.running))
+
+    run(watch())
+    last = max(at for at, works in running if works)
+    assert (last == pytest.approx(0.2, abs=0.03)) if keeps else (last < 0.08)
+    assert live.record.decode == [100, 0]
+    assert live.record.prefill == [100, 100]
+
+
+class Refined(dc.MigrationRule):
+    """A rule whose device reads the second half of the prompt only."""
+
+    def prompt_for(self, end, prompt):
+        return prompt[len(prompt) // 2 :] if end is dc.End.DEVICE else prompt
+
+
+def test_the_rule_builds_the_prompt_of_each_end():
+    cost = dc.CostModel(1e-6, 1e-6, 0, 1e-7)
+    rule = Refined(cost, dc.LengthDistribution([200], [1]), dc.TTFTDistribution([0.3]), DEVICE)
+    server, device = ends(0.05, 100)
+    live = stream([*range(40)], plan=dc.plan_server_only(), server=server, device=device, rule=rule, max_tokens=100)
+    tokens, error = run(collect(live))
+    assert error is None
+    assert [token.id for token in tokens] == list(range(100))
+    at = live.record.migrated_at
+    assert at > 0
+    assert [server.seen[0].prompt, device.seen[0].prompt] == [list(range(40)), list(range(20, 40))]
+    assert live.record.prefill == [40, 20 + at]
+
+
+def test_a_refused_hand_over_says_why():
+    cost = dc.CostModel(0, 1e-7, 1e-6, 1e-6)
+    rule = dc.MigrationRule(cost, dc.LengthDistribution([200], [1]), dc.TTFTDistribution([0.3]), DEVICE)
+    for change, word in (({"continues": False}, "open assistant turn"), ({"context": 60}, "60")):
+        server, device = ends(0.3, 100)
+        for name, value in change.items():
+            setattr(server, name, value)
+        live = stream([0] * 20, plan=dc.plan_device_only(), server=server, device=device, rule=rule, max_tokens=100)
+        tokens, error = run(collect(live))
+        assert error is None
+        assert len(tokens) == 100
+        assert live.record.migrated_at == 0
+        assert len(live.record.refusals) == 1
+        assert word in live.record.refusals[0]
+
+
+def test_text_that_is_read_again_has_one_bos():
+    class Opened(ReplayEndpoint):
+        def count(self, prompt):
+            return 1 + len(prompt)
+
+    server = ReplayEndpoint(0.25, [0.125], 8, fail=Failure.DIE, at=3, vocabulary="other")
+    device = Opened(0.25, [0.125], 8)
+    live = stream("four", plan=dc.plan_server_only(), server=server, device=device, max_tokens=8, wait=False)
+    assert run(collect(live))[1] is None
+    assert live.record.prefill == [4, 1 + len("four0 1 2 ")]
+
+
+def test_each_end_is_asked_once_how_long_its_prompt_is():
+    class Counting(ReplayEndpoint):
+        def count(self, prompt):
+            asked.append(self.name)
+            return len(prompt)
+
+    cost, asked = dc.CostModel(0, 1e-7, 1e-6, 1e-6), []
+    rule = dc.MigrationRule(cost, dc.LengthDistribution([200], [1]), dc.TTFTDistribution([0.3]), DEVICE)
+    server = Counting(0.3, [1 / SERVER_RATE], 100, name="server", continues=False)
+    device = Counting(0.1, [1 / DEVICE.decode_rate], 100, name="device")
+    live = stream([0] * 20, plan=dc.plan_device_only(), server=server, device=device, rule=rule, max_tokens=100)
+    assert run(collect(live))[1] is None
+    assert live.record.refusals
+    assert sorted(asked) == ["device", "server"]
