@@ -1,4 +1,4 @@
-"""Where the project's files are, and how one is written: whole or not at all."""
+"""The project's folders, and atomic writing of their files."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ DATA = ROOT / "data"
 FIGURES = ROOT / "figures"
 BUILD = ROOT / "build"
 
-# The notebooks whose exhibits the report and the index show, as one would read them, with their titles.
+# The notebooks whose exhibits the report and the index show, in order of reading, with their titles.
 CHAPTERS = {
     "system": "The system",
     "summary": "The results",
@@ -38,21 +38,21 @@ CHAPTERS = {
 
 
 def folder(out: Path | str) -> Path:
-    """A folder for exhibits, given absolute or relative to the project's root, which itself it must not be."""
+    """A folder for exhibits, absolute or relative to the project's root; InputError for the root itself."""
     if (ROOT / out).resolve() == ROOT:
         raise InputError(f"out is {str(out)!r}; exhibits need a folder of their own, such as figures")
     return ROOT / out
 
 
-def shown(path: Path) -> Path:
-    """A path as it is told: relative to the project's root where it lies below that."""
+def relative_path(path: Path) -> Path:
+    """A path for messages: relative to the project's root if it is below that."""
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> Path:
-    """Write a file so that a reader sees the old content or the new, never a part.
+    """Write a file so that a reader gets the old content or the new, never a part.
 
-    Raises ArtifactError, with the earlier file untouched, if the disk is full or the folder is not writable.
+    ArtifactError, with the earlier file untouched, if the disk is full or the folder is not writable.
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
@@ -73,20 +73,20 @@ def write_atomic(path: Path | str, content: bytes | str) -> Path:
 
 
 def write_together(where: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Write several files of a folder: all are on the disk before the first one replaces its earlier self.
+    """Write several files of a folder; all are on the disk before the first replaces its earlier version.
 
-    Raises ArtifactError, with the earlier files whole, where the disk is full or the folder is not writable.
+    ArtifactError, with the earlier files untouched, if the disk is full or the folder is not writable.
     """
     try:
         where.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=where, prefix=".writing-") as aside:
+        with tempfile.TemporaryDirectory(dir=where, prefix=".writing-") as temporary:
             for name, content in files.items():
-                write_atomic(Path(aside) / name, content)
+                write_atomic(Path(temporary) / name, content)
             for name in files:
-                os.replace(Path(aside) / name, where / name)
+                os.replace(Path(temporary) / name, where / name)
     except (OSError, ArtifactError) as error:
-        why = error if isinstance(error, OSError) else error.__cause__
-        text = getattr(why, "strerror", None) or str(error)
+        cause = error if isinstance(error, OSError) else error.__cause__
+        text = getattr(cause, "strerror", None) or str(error)
         raise ArtifactError(
             f"cannot write {', '.join(files)} in {where}: {text}; free space or choose another folder"
         ) from None
@@ -94,7 +94,7 @@ def write_together(where: Path, files: Mapping[str, bytes]) -> list[Path]:
 
 
 def lock(path: Path, busy: str) -> IO[bytes]:
-    """An open file that is locked as long as it stays open; ArtifactError `busy` where another process holds it."""
+    """A file that is locked while it is open; ArtifactError(busy) if another process has locked it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
@@ -106,19 +106,19 @@ def lock(path: Path, busy: str) -> IO[bytes]:
             return file
     except OSError:
         pass
-    file.close()  # locked, or moved away or removed by who held it until now
+    file.close()  # locked, or moved or removed by the process that had locked it until now
     raise ArtifactError(busy)
 
 
 @contextmanager
 def locked(path: Path, busy: str) -> Iterator[None]:
-    """`lock` for the time of a block."""
+    """`lock` for the duration of a block."""
     with lock(path, busy):
         yield
 
 
 def _umask() -> int:
-    # mkstemp makes private files; the artifact's are as readable as any other
+    # mkstemp makes private files; those of the artifact have the user's usual permissions
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,9 +1,9 @@
-"""What a scheduler could do with a forecast of each request's TTFT, at DiSCo-D's budget, and the most it could do.
+"""What a scheduler gains from a forecast of each request's TTFT at DiSCo-D's budget, and the bound by an oracle.
 
-The device is scarce. Every request asks the server at once; all that is chosen is whose device starts at once. What
-is worth most is the largest saving per prompt token, `(TTFT - T_d(l)) / l`, so requests are ranked by it: with a
-forecast in the place of TTFT (one that never changes ranks the shortest prompts first, which is DiSCo-D), or, as a
-bound, with the TTFT itself. All arrays have one entry per request, shape (n,).
+The device is constrained. Every request is sent to the server at once; the scheduler only chooses for which requests
+the device starts at once too. Requests are ranked by the time saved per prompt token, `(TTFT - T_d(l)) / l`: with a
+forecast in place of TTFT (a constant one ranks the shortest prompts first, as DiSCo-D does), or, as a bound, with the
+TTFT itself. All arrays have one entry per request, shape (n,).
 """
 
 from bisect import bisect_left
@@ -17,19 +17,19 @@ from disco_core.errors import InputError
 
 
 def worth(ttft_s: ArrayLike, device_s: ArrayLike, prompt_tokens: ArrayLike) -> Floats:
-    """Seconds that the device at once would save per prompt token, negative where the server were sooner."""
+    """Seconds saved per prompt token if the device starts at once; negative where the server is faster."""
     server, device, tokens = _requests(ttft_s, device_s, prompt_tokens)
     return (server - device) / tokens
 
 
 def threshold(score: ArrayLike, ttft_s: ArrayLike, wait_s: float, prompt_tokens: ArrayLike, budget: float) -> float:
-    """The score above which a device is to start at once, so that these requests just do not exceed the budget b.
+    """The score above which the device starts at once, so that these requests just stay within the budget b.
 
-    The others' devices start after `wait_s` if no token has come, as in DiSCo-D, and are paid for where they do.
+    For all others the device starts after `wait_s` if there is no token by then, as in DiSCo-D; that counts as well.
 
     score    what requests are ranked by, such as `worth` of a forecast
-    ttft_s   what their TTFTs then were
-    Returns -inf where the budget is enough for all, inf where the waiting ones alone exceed it.
+    ttft_s   the TTFTs that followed
+    Returns -inf if the budget is enough for all, inf if the devices that start after `wait_s` alone exceed it.
     """
     ranked = checks.numbers(score, "score")
     server, _, tokens = _requests(ttft_s, ttft_s, prompt_tokens)
@@ -44,10 +44,10 @@ def threshold(score: ArrayLike, ttft_s: ArrayLike, wait_s: float, prompt_tokens:
 
 
 def oracle_mean(ttft_s: ArrayLike, device_s: ArrayLike, prompt_tokens: ArrayLike, budget: float) -> NDArray[np.bool_]:
-    """Whose device starts, for the least mean TTFT: the largest true `worth` first, while the budget lasts.
+    """For which requests the device starts to minimise mean TTFT: the largest true `worth` first, within the budget.
 
-    Within one request of the optimum. Where the server is sooner the device is not started, so the share of prompt
-    tokens is at most b.
+    At most one request away from the optimum. The device does not start where the server is faster, so its share of
+    the prompt tokens is at most b.
     """
     gain = worth(ttft_s, device_s, prompt_tokens)
     _, _, tokens = _requests(ttft_s, device_s, prompt_tokens)
@@ -61,18 +61,18 @@ def oracle_mean(ttft_s: ArrayLike, device_s: ArrayLike, prompt_tokens: ArrayLike
 def oracle_tail(
     ttft_s: ArrayLike, device_s: ArrayLike, prompt_tokens: ArrayLike, budget: float, level: float = 0.99
 ) -> NDArray[np.bool_]:
-    """Whose device starts, for the least `F^-1(level)` of TTFT that a share b of the prompt tokens can buy.
+    """For which requests the device starts to minimise `F^-1(level)` of TTFT with a share b of the prompt tokens.
 
-    To have it at t, all but `n - ceil(level n)` requests must have a first token by t: the longest prompts are left
-    out, and the least t within the budget is found by halving.
+    For a quantile of t, all but `n - ceil(level n)` requests need a first token by t: the longest prompts are left
+    out, and the smallest t within the budget comes from bisection.
     """
     server, device, tokens = _requests(ttft_s, device_s, prompt_tokens)
     allowed = checks.fraction(budget, "budget") * tokens.sum()
-    spared = tokens.size - int(np.ceil(checks.fraction(level, "level") * tokens.size - 1e-9))
+    exempt = tokens.size - int(np.ceil(checks.fraction(level, "level") * tokens.size - 1e-9))
 
     def started(t: float) -> NDArray[np.bool_] | None:
         slow = server > t
-        left_out = spared - int((slow & (device > t)).sum())
+        left_out = exempt - int((slow & (device > t)).sum())
         if left_out < 0:
             return None
         helped = np.flatnonzero(slow & (device <= t))
@@ -81,9 +81,9 @@ def oracle_tail(
         return start if tokens @ start <= allowed else None
 
     times = np.unique([server, device])
-    found = started(times[bisect_left(times, True, key=lambda t: started(t) is not None)])
-    assert found is not None, "at the longest TTFT of the server no device is needed"
-    return found
+    start = started(times[bisect_left(times, True, key=lambda t: started(t) is not None)])
+    assert start is not None, "at the longest TTFT of the server no device is needed"
+    return start
 
 
 def _requests(ttft_s: ArrayLike, device_s: ArrayLike, prompt_tokens: ArrayLike) -> tuple[Floats, Floats, Ints]:

@@ -21,7 +21,7 @@ import pandas as pd
 
 from artifact.data import model
 from artifact.errors import ArtifactError
-from artifact.files import BUILD, ROOT, locked, shown, write_together
+from artifact.files import BUILD, ROOT, locked, relative_path, write_together
 from artifact.measure.code import code_digest
 from artifact.measure.machine import machine
 from artifact.measure.pieces import Run, Tables, plain
@@ -177,7 +177,7 @@ def read(measurements: str | Path, name: str) -> Measured:
         said = (
             error.strerror if isinstance(error, OSError) else f"no {error}" if isinstance(error, KeyError) else error
         )
-        raise ArtifactError(f"{shown(folder)} does not hold the measurement {name}: {said}; {mend}") from None
+        raise ArtifactError(f"{relative_path(folder)} does not hold the measurement {name}: {said}; {mend}") from None
 
 
 def _wrong(folder: Path, files: Mapping[str, str]) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact.errors import ArtifactError
-from artifact.files import ROOT, shown
+from artifact.files import ROOT, relative_path
 from disco_core.errors import InputError
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -65,7 +65,7 @@ def parameters(notebook: str | Path) -> dict[str, Parameter]:
             try:
                 return {one.name: one for one in _declared(cell.source)}
             except (SyntaxError, tokenize.TokenError) as error:
-                raise ArtifactError(f"{shown(path)}: its parameters cell is not Python: {error}") from None
+                raise ArtifactError(f"{relative_path(path)}: its parameters cell is not Python: {error}") from None
     return {}
 
 
@@ -104,7 +104,7 @@ def _book(path: Path) -> Any:
     try:
         return nbformat.read(path, as_version=4)
     except Exception as error:  # nbformat raises whatever it meets in a file that is no notebook
-        raise ArtifactError(f"{shown(path)} is not a readable notebook: {one_line(error)}") from None
+        raise ArtifactError(f"{relative_path(path)} is not a readable notebook: {one_line(error)}") from None
 
 
 def _declared(source: str) -> Iterator[Parameter]:

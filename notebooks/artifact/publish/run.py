@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from artifact.errors import ArtifactError
-from artifact.files import BUILD, ROOT, locked, shown, write_atomic
+from artifact.files import BUILD, ROOT, locked, relative_path, write_atomic
 from artifact.publish.parameters import check, find, one_line
 from artifact.publish.provenance import notebook as notebook_of
 from disco_core.errors import InputError
@@ -41,7 +41,7 @@ def run(notebook: str | Path, out: str | Path = BUILD / "by-hand", /, **given: A
     values = check(source, given)
     done, failed = folder / source.name, folder / f"{source.stem}.failed.ipynb"
     running = folder / f".{source.stem}.running.ipynb"
-    with locked(running, f"{source.stem} is being run into {shown(folder)} by another command; wait for it"):
+    with locked(running, f"{source.stem} is being run into {relative_path(folder)} by another command; wait for it"):
         try:
             _prepare_environment()
             with _shown_progress(source) as (bar, kernel):
@@ -64,7 +64,7 @@ def run(notebook: str | Path, out: str | Path = BUILD / "by-hand", /, **given: A
         except DeadKernelError:
             raise ArtifactError(f"{source.name}: the kernel died; most often the machine is out of memory") from None
         except OSError as error:
-            raise ArtifactError(f"cannot write {shown(done)}: {error.strerror or error}") from None
+            raise ArtifactError(f"cannot write {relative_path(done)}: {error.strerror or error}") from None
         finally:
             with contextlib.suppress(OSError):
                 running.unlink()
@@ -200,4 +200,4 @@ def _failure(source: Path, error: Any, copy: Path) -> str:
     lines = [line.strip() for line in error.source.splitlines()]
     first = next((line for line in lines if line and not line.startswith("#")), "")
     problem = f"{error.ename}: {one_line(error.evalue)}".removesuffix(": ")
-    return f"{source.name}: {problem}\n  in the cell `{first}`; the run so far is in {shown(copy)}"
+    return f"{source.name}: {problem}\n  in the cell `{first}`; the run so far is in {relative_path(copy)}"
