@@ -11,7 +11,7 @@ COMMITTED := $(if $(filter build,$(B)),figures)
 MEASURED := data/measured
 QUICK := False
 OF_MEASURED := endpoints dispatch migration live pd_device quality overhead
-STEMS := $(OF_MEASURED) traces qoe arrivals prediction sensitivity costs chat summary
+STEMS := $(OF_MEASURED) system traces qoe arrivals prediction sensitivity costs chat summary
 EXECUTED := $(STEMS:%=$(B)/notebooks/%.ipynb)
 MEASURES := $(patsubst %,$(B)/notebooks/measure_%.ipynb,device live pd_device overhead quality)
 COMMON = quick=$(QUICK) source=$(TRACES) out=$(OUT) measurements=$(MEASURED) read=$(OUT) rest=$(REST) --afresh
