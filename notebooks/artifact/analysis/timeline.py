@@ -56,11 +56,8 @@ def draw(tokens: pd.DataFrame) -> Figure:
     blue = figures.colour("DiSCo")
     sns.scatterplot(tokens, x="released_s", color="none", edgecolor=blue, label="released to the reader", **look)
     sns.lineplot(tokens, x="due_s", y="token", color=ink, ls="--", lw=1, label="reader's line", ax=axes)
-    arrow: dict[str, Any] = {
-        "textcoords": "offset points",
-        "ha": "center",
-        "arrowprops": {"arrowstyle": "-|>", "color": ink},
-    }
+    arrow: dict[str, Any] = {"textcoords": "offset points", "ha": "center"}
+    arrow["arrowprops"] = {"arrowstyle": "-|>", "color": ink}
     for at in tokens[tokens["endpoint"] != tokens["endpoint"].shift(-1)].iloc[:-1].itertuples():
         axes.annotate("hand-over point", (at.generated_s, at.token), (8, 32), **arrow)
     axes.set(xlabel="seconds since the request", ylabel="token", xlim=(0, None), ylim=(0, None))
