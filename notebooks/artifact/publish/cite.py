@@ -46,7 +46,7 @@ def codecheck(every: Iterable[Mapping[str, Any]]) -> str:
         },
         "manifest": manifest,
     }
-    return "---\n" + yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=118)
+    return f"---\n{yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=118)}"
 
 
 def papers() -> dict[str, dict[str, Any]]:
