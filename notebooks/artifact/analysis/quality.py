@@ -1,13 +1,13 @@
-"""Automatic measures of what a hand-over does to the text, each with the loss that would still be borne.
+"""Automatic measures of the effect of a hand-over on the text, each with a non-inferiority margin.
 
-An answer that moved is held against the same answer left alone: both begin with the same tokens. Two controls say
-whether the measures would see a loss at all: an answer that *starts over* at the seam, as if the target had not been
-told what was said, and one that *goes on with another* prompt's text.
+A migrated answer is compared with the same answer without migration: both begin with the same tokens. Two controls
+show whether the measures detect a loss: an answer that *starts over* at the hand-over point, as if the target had not
+received the first half, and one that *goes on with another* prompt's text.
 
-    chrF         of the text after the seam against that of the other unmigrated samples of both ends (points)
-    length       words of the answer (%; longer counts as well)
-    repetition   answers that at the seam say three words again, or one word twice (points of %)
-    perplexity   of the text after the seam, under a model that made neither half (%), where one is installed
+    chrF         of the text after the hand-over point, against other unmigrated samples of both endpoints (points)
+    length       words of the answer (%; a longer answer is a loss as well)
+    repetition   answers that repeat three words, or double one word, at the hand-over point (percentage points)
+    perplexity   of the text after the hand-over point, under a model that generated neither half (%), if installed
 """
 
 import re
@@ -24,7 +24,7 @@ from disco_core.checks import Floats
 MARGINS = {"chrF": 3.0, "length": 15.0, "repetition": 5.0, "perplexity": 25.0}
 UNITS = {"chrF": "points", "length": "%", "repetition": "points", "perplexity": "%"}
 ALONE, MIGRATED, STARTS_OVER, ANOTHER = "alone", "migrated", "starts over", "goes on with another"
-KEYS = ["source", "prompt", "sample", "at"]  # of an unmigrated answer, looked at after `at` tokens
+KEYS = ["source", "prompt", "sample", "at"]  # of an unmigrated answer, cut after `at` tokens
 SEAM_WORDS = 3
 
 _COLUMN = {"chrF": "chrF", "length": "words", "repetition": "repeats", "perplexity": "nats"}
@@ -34,15 +34,15 @@ Draws = NDArray[np.int64]
 
 @lru_cache(maxsize=1 << 14)
 def chrf(text: str, reference: str) -> float:
-    """chrF2 (character n-grams up to 6) of a text against one reference, 0 to 100, as sacreBLEU has it."""
+    """chrF2 (character n-grams up to 6) of a text against one reference, 0 to 100, computed by sacreBLEU."""
     return float(_sacrebleu().sentence_score(text, [reference]).score)
 
 
 def repeats(before: str, after: str, n: int = SEAM_WORDS) -> bool:
-    """Whether a text says again, at the seam, what it has just said.
+    """Whether a text repeats itself at the hand-over point.
 
-    Of the first word that ends after the seam: the same word comes right before it, or one of the n-grams it is
-    part of stands earlier in the text. Words are letters and digits, in lower case.
+    True if the first word that ends after that point equals the word before it, or is part of an n-gram that occurs
+    earlier in the text. Words are letters and digits, in lower case.
 
     >>> repeats("The sky is blue because", " the sky is blue because"), repeats("It is the", " the end")
     (True, True)
@@ -52,7 +52,7 @@ def repeats(before: str, after: str, n: int = SEAM_WORDS) -> bool:
     found = list(re.finditer(r"\w+", (before + after).lower()))
     words = [one[0] for one in found]
     k = next((i for i, one in enumerate(found) if one.end() > len(before)), None)
-    if not k:  # nothing comes after the seam, or nothing before it
+    if not k:  # no word after the hand-over point, or none before it
         return False
     grams = [words[i : i + n] for i in range(len(words) - n + 1)]
     return words[k] == words[k - 1] or any(
@@ -61,14 +61,14 @@ def repeats(before: str, after: str, n: int = SEAM_WORDS) -> bool:
 
 
 def compare(answers: pd.DataFrame, nats: pd.DataFrame) -> pd.DataFrame:
-    """Every hand-over, and every control, beside the same answer left alone: a row each.
+    """One row for each hand-over and each control, compared with the same answer without migration.
 
-    answers   rows of (source, target, moved, prompt, sample, at, before, after): "alone" in `moved` for unmigrated
-              ones, which have a row for each `at`; otherwise how they moved, as "ids" or as "text"
-    nats      rows of (target, moved, nats and `KEYS`): mean -log p of a token after the seam, under another model
+    answers   rows of (source, target, moved, prompt, sample, at, before, after): `moved` is "alone" for unmigrated
+              answers, which have a row for each `at`; otherwise "ids" or "text", the form in which they migrated
+    nats      rows of (target, moved, nats and `KEYS`): mean -log p of a token after `at`, under another model
 
-    Columns: what identifies the answer, `kind` ("migrated" or a control), and each measure of it and, with `_alone`,
-    of the unmigrated one; NaN where it has none: chrF where no other sample of either end is longer than `at` tokens.
+    Columns: the keys of the answer, `kind` ("migrated" or a control), each measure of the answer and, with `_alone`,
+    of the unmigrated one. NaN if undefined: chrF if no other sample of either endpoint is longer than `at` tokens.
     """
     alone = {
         tuple(key): (before, after)
@@ -97,22 +97,22 @@ def compare(answers: pd.DataFrame, nats: pd.DataFrame) -> pd.DataFrame:
 
 
 def drawn_prompts(prompts: int, replicates: int, seed: int) -> Draws:
-    """Places of prompts, shape (replicates, prompts): the same ones for all that is compared."""
+    """Drawn positions of prompts, shape (replicates, prompts); the same for all comparisons."""
     return np.random.default_rng([seed, 17]).integers(prompts, size=(replicates, prompts))
 
 
 def band(rows: pd.DataFrame, measure: str, draws: Draws, prompts: list[str]) -> tuple[float, float, float]:
-    """The loss by one measure, positive where the answer that moved is worse, and the ends of its 95 % band.
+    """The loss by one measure, positive if the migrated answer is worse, and the limits of its 95 % band.
 
-    A paired bootstrap over prompts: a replicate is a row of `draws`, places in `prompts`, and takes all answers to
-    each of them. NaN where nothing was measured. The length's loss has a sign: positive is longer.
+    A paired bootstrap over prompts: a replicate is a row of `draws`, positions in `prompts`, with all answers to each
+    of them. NaN if nothing was measured. The sign of the loss in length: positive is longer.
     """
     above, below = _parts(rows, measure)
     return ratio_band(rows["prompt"], above, below, draws, prompts, _SCALES[measure])
 
 
 def level(rows: pd.DataFrame, column: str, draws: Draws, prompts: list[str]) -> tuple[float, float, float]:
-    """The mean of one column, and the ends of its 95 % band, drawn as `band` draws."""
+    """The mean of one column, and the limits of its 95 % band, from the same bootstrap as `band`."""
     values = rows[column].to_numpy(float)
     known = np.isfinite(values)
     return ratio_band(rows["prompt"], np.where(known, values, 0.0), known.astype(float), draws, prompts)
@@ -121,7 +121,7 @@ def level(rows: pd.DataFrame, column: str, draws: Draws, prompts: list[str]) -> 
 def ratio_band(
     prompt: "pd.Series[str]", above: Floats, below: Floats, draws: Draws, prompts: list[str], scale: Any = None
 ) -> tuple[float, float, float]:
-    """`sum(above) / sum(below)`, and the ends of its 95 % band over drawn prompts; NaN where `below` is all 0."""
+    """`sum(above) / sum(below)`, and the limits of its 95 % band over drawn prompts; NaN if all of `below` is 0."""
     if not below.any():
         return np.nan, np.nan, np.nan
     place = pd.Index(prompts).get_indexer(prompt)
@@ -133,9 +133,10 @@ def ratio_band(
 
 
 def losses(rows: pd.DataFrame, draws: Draws, prompts: list[str]) -> pd.DataFrame:
-    """Each measure that was taken: of the unmigrated answers, of these, the loss with its band, and its margin.
+    """Each measure: unmigrated and migrated mean, the loss with its band, and its non-inferiority margin.
 
-    `worst` is the largest loss that the band has room for, in margins; `least` the smallest.
+    `worst` and `least` are the largest and the smallest loss within the band, divided by the margin; a change of
+    length in either direction is a loss.
     """
     table = []
     for measure, margin in MARGINS.items():
@@ -154,7 +155,7 @@ def losses(rows: pd.DataFrame, draws: Draws, prompts: list[str]) -> pd.DataFrame
 
 
 def groups(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Hand-overs, all and by where they start and how they move; perplexity, known of few, is told for all alone."""
+    """Hand-overs: all, by source and by form; perplexity, measured for few answers, is in the first group only."""
     yield "all", rows
     for column, word in (("source", "from the {}"), ("moved", "as {}")):
         for value, part in rows.groupby(column):
@@ -162,7 +163,7 @@ def groups(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _kinds(answers: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    """Answers that moved, and what they would be if something went wrong."""
+    """Migrated answers, and the two controls made from them."""
     moved, alone = answers[answers["moved"] != ALONE], answers[answers["moved"] == ALONE]
     yield MIGRATED, moved
     said = (
@@ -171,11 +172,11 @@ def _kinds(answers: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     own = said.rename(columns={"source": "target"})
     yield STARTS_OVER, moved.drop(columns="after").merge(own, on=["target", "prompt", "sample"])
     alike = moved.groupby(["source", "target", "moved", "at"], sort=False)["after"]
-    yield ANOTHER, moved.assign(after=alike.transform(lambda after: np.roll(after, 1)))  # the prompt's before it
+    yield ANOTHER, moved.assign(after=alike.transform(lambda after: np.roll(after, 1)))  # of the previous prompt
 
 
 def _parts(rows: pd.DataFrame, measure: str) -> tuple[Floats, Floats]:
-    """Of each row: what is summed above the line, and below it."""
+    """Numerator and denominator of each row."""
     name = _COLUMN[measure]
     own, alone = rows[name].to_numpy(float), rows[f"{name}_alone"].to_numpy(float)
     change = alone - own if measure == "chrF" else own - alone

@@ -1,4 +1,4 @@
-"""What live and simulated notebooks share: profiles of the ends, prices, lengths of answers, and the policies."""
+"""The setting of the live and the simulated notebooks: endpoint profiles, prices, answer lengths, policies."""
 
 from functools import cache
 
@@ -24,15 +24,15 @@ ELECTRICITY = 0.15 / 3.6e6  # $ per J, at $0.15 per kWh
 
 
 def server(ttft: TTFTDistribution) -> ServerProfile:
-    """The simulated server that answers with this F."""
+    """A simulated server with this TTFT distribution."""
     return ServerProfile(ttft, traces.SERVER_RATE)
 
 
 def device_profile(trials: pd.DataFrame) -> DeviceProfile:
-    """The device that was measured: the line through all first tokens, and the median gap between tokens as its pace.
+    """The measured device: a line fitted to all first-token times, and the median gap between tokens as its pace.
 
-    trials   a row for each token: prompt_tokens, repeat, token (from 0 in each trial), generated_s
-    InputError for trials of one length, or of one token each.
+    trials   one row for each token: prompt_tokens, repeat, token (from 0 in each trial), generated_s
+    InputError for trials of a single length, or of one token each.
     """
     first = trials[trials["token"] == 0]
     gap_s = trials.groupby(["prompt_tokens", "repeat"])["generated_s"].diff().median()
@@ -42,10 +42,10 @@ def device_profile(trials: pd.DataFrame) -> DeviceProfile:
 
 
 def cost_model(service: traces.Service, constraint: Constraint, dearer: float = 2.0) -> CostModel:
-    """The service's prices beside the median measured phone's energy, at a worth of energy that makes one end scarce.
+    """The service's prices and the energy of the median measured phone, at a price of energy that gives `constraint`.
 
-    A scarce server: energy at the price of electricity, $0.15 per kWh. A scarce device: energy so dear that even
-    the device's cheaper token costs `dearer` times the server's dearer one.
+    SERVER: energy at the price of electricity, $0.15 per kWh. DEVICE: energy so expensive that even the device's
+    cheaper token costs `dearer` times the server's more expensive one.
     """
     prefill_j, decode_j = _phone_energy()
     rate = ELECTRICITY
@@ -62,14 +62,14 @@ def cost_model(service: traces.Service, constraint: Constraint, dearer: float = 
 
 @cache
 def _phone_energy() -> tuple[float, float]:
-    # J per token that the median phone reads and writes
+    # J per token of the median phone, in prefill and in decode
     phones = traces.table("phones")
     prefill_j, decode_j = (float(phones[f"{what}_mj_per_tok"].median()) / 1000 for what in ("prefill", "decode"))
     return prefill_j, decode_j
 
 
 def output_lengths(longest: int) -> LengthDistribution:
-    """Alpaca's answers, cut at `longest` tokens as ours are."""
+    """Lengths of Alpaca's answers, cut at `longest` tokens as the measured answers are."""
     found = traces.lengths("alpaca", "output")
     tokens = np.minimum(found.tokens, longest)
     kept = np.unique(tokens)
@@ -77,7 +77,7 @@ def output_lengths(longest: int) -> LengthDistribution:
 
 
 def behind_last_hop(hop: TTFTDistribution, own_s: ArrayLike) -> TTFTDistribution:
-    """F of `max(X, own)`: X from the public table, the server's own TTFT from measurements."""
+    """F behind an emulated network: `max(X, own_s)`, X from a public trace, `own_s` the local server's TTFTs."""
     x = hop.quantile((np.arange(400) + 0.5) / 400)
     return TTFTDistribution(np.maximum.outer(x, np.asarray(own_s)).ravel())
 
@@ -85,7 +85,7 @@ def behind_last_hop(hop: TTFTDistribution, own_s: ArrayLike) -> TTFTDistribution
 def plans(
     lengths: ArrayLike, ttft: TTFTDistribution, budget: float
 ) -> dict[str, tuple[DispatchPlan, Constraint | None]]:
-    """Every policy that is compared, with the constraint whose rule it moves by; None: it does not move."""
+    """Every policy that is compared, with the constraint whose migration rule it uses; None: it never migrates."""
     return {
         "server only": (plan_server_only(), None),
         "device only": (plan_device_only(), None),

@@ -1,7 +1,7 @@
-"""The paper's two dispatch algorithms written down line by line, as plain Python over plain lists.
+"""The paper's two dispatch algorithms transcribed line by line, in plain Python with lists.
 
-Each request of the planning window is one step, the distribution F is a sorted list. It is what the planner's
-speed is measured against, and a second opinion on its result; nothing else uses it.
+The distribution F is a sorted list, and each request of the planning window is one step. The planner's speed and its
+results are compared with it; nothing else uses it.
 """
 
 from bisect import bisect_right
@@ -25,7 +25,7 @@ def inverse(f: Sequence[float], q: float) -> float:
 
 
 def device_constrained(lengths: Sequence[int], f: Sequence[float], b: float, alpha: float = 0.05) -> dict[int, float]:
-    """Wait per length: w_tail for all, then 0 from the shortest on while the budget lasts."""
+    """Wait per length: w_tail for all, then 0, beginning with the shortest, while the budget lasts."""
     tail = inverse(f, 1 - min(alpha, b))
     mean = sum(lengths) / len(lengths)
     p: dict[int, float] = {}

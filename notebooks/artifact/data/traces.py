@@ -1,7 +1,7 @@
-"""What the notebooks read: services, prompt and output lengths, arrival patterns, devices, tables.
+"""The notebooks' input: services, prompt and output lengths, arrival patterns, devices, tables.
 
-Everything comes from the committed tables of `data/` (source "tables"), so no network is needed, or from the
-published series themselves (source "public"), fetched when they are first asked for.
+All of it comes from the committed tables of `data/` (source "tables"), without a network, or from the published
+series (source "public"), fetched at first use.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,12 +21,12 @@ from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.workload import LengthDistribution
 
 LABELS = {"tables": "committed tables", "public": "public series"}
-_KEPT = "taken as parsed (no raw file to fetch)"  # data/README.md says which
+_KEPT = "taken as parsed (no raw file to fetch)"  # listed in data/README.md
 AS_PARSED = f"committed tables, {_KEPT}"
-SERVER_RATE = 50.0  # tokens per second of every simulated server: no trace has its decode rate; TTFT needs none
-BEGAN_S = 4 * 3600 + 21 * 60  # when in its day the one series with hours began
+SERVER_RATE = 50.0  # tokens per second of every simulated server; no trace has a decode rate, and TTFT needs none
+BEGAN_S = 4 * 3600 + 21 * 60  # time of day at which the series with hours (deepseek-chat) started
 _MEND = "restore it with `git checkout data` or make it anew with `make data`"
-_COLUMNS = {  # what each table is read for; the last column is never empty
+_COLUMNS = {  # the columns of each table that are used; the last one is never empty
     "services": ["paper_service", "stand_in", "price_out_usd_per_1m", "price_in_usd_per_1m", "service"],
     "ttft_quantiles": ["service", "host", "n", "level", "ttft_s"],
     "ttft_quantiles_as_parsed": ["service", "host", "n", "level", "ttft_s"],
@@ -50,11 +50,11 @@ _COLUMNS = {  # what each table is read for; the last column is never empty
 
 @dataclass(frozen=True)
 class Service:
-    """A commercial service as a trace shows it.
+    """A commercial service in a trace.
 
-    `ttft` is F over all `n` requests; `hosts` has the count and F of each host the trace pools. Prices are dollars
-    per token. `paper_service` is the service of the paper it stands for, None if the paper has none, `stand_in`
-    says how well it does, and `source` where the numbers come from.
+    `ttft` is F over all `n` requests; `hosts` has the count and F of each host that the trace pools. Prices are in
+    dollars per token. `paper_service` is the service of the paper that it represents, or None, `stand_in` says how
+    well, and `source` is the origin of the numbers.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Service:
     def resample(self, rng: np.random.Generator) -> TTFTDistribution:
         """One bootstrap replicate of F: hosts drawn with replacement, then as many requests as each host has.
 
-        A service of one host has its requests drawn alone, which leaves out how much hosts differ.
+        Of a service with one host only requests are drawn, which omits the variation between hosts.
         """
         hosts = list(self.hosts.values())
         chosen = rng.integers(len(hosts), size=len(hosts)) if len(hosts) > 1 else [0]
@@ -83,7 +83,7 @@ def services() -> list[str]:
 
 
 def paper_services(source: str = "tables") -> dict[str, Service]:
-    """The services that stand for one of the paper's (column `paper_service`), by name."""
+    """The services that represent one of the paper's (column `paper_service`), by name."""
     stands = table("services").dropna(subset="paper_service")["service"]
     return {str(name): service(str(name), source) for name in stands}
 
@@ -91,7 +91,7 @@ def paper_services(source: str = "tables") -> dict[str, Service]:
 def service(name: str, source: str = "tables") -> Service:
     """One service; InputError for an unknown name or source.
 
-    A service whose raw trace is not public comes from its committed table whatever the source, and says so.
+    A service whose raw trace is not public comes from its committed table with either source; its `source` says so.
     """
     _check(name, services(), "service")
     _check(source, LABELS, "source")
@@ -113,9 +113,9 @@ def service(name: str, source: str = "tables") -> Service:
 
 
 def replicates(services: Mapping[str, Service], count: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
-    """The cells of a bootstrap over traces: `service`, its name, `replicate` and `ttft`, an F.
+    """The cells of a bootstrap over traces: `service` (the name), `replicate` and `ttft`, the distribution F.
 
-    Replicate 0 of a service is its own F, the others are drawn with one generator, service by service.
+    Replicate 0 is the F of the service itself, the others are drawn with one generator, service by service.
     """
     for name, one in services.items():
         for replicate in range(count + 1):
@@ -124,9 +124,9 @@ def replicates(services: Mapping[str, Service], count: int, rng: np.random.Gener
 
 
 def streams(seed: int, replicate: int, count: int) -> list[np.random.SeedSequence]:
-    """Seeds of `count` things that a replicate draws on its own, such as its requests; the same for all services.
+    """`count` seeds of what a replicate draws, such as its requests; the same for all services.
 
-    Those of replicate 0 are the first that are spawned of the seed itself.
+    Those of replicate 0 are the first that are spawned from the seed itself.
     """
     return np.random.SeedSequence([seed, replicate] if replicate else seed).spawn(count)
 
@@ -155,8 +155,8 @@ def _hosts(name: str, source: str) -> tuple[dict[str, tuple[int, TTFTDistributio
 def calls(name: str, source: str = "tables", rng: np.random.Generator | None = None) -> pd.DataFrame:
     """A service's requests in order of time, for `forecasts`: time_s, series, hour, ttft_s.
 
-    source   "public": as published. "tables": drawn with `rng` from what the tables keep of order, a series per host:
-             quantiles, by hour where they are known, and the rank correlation of neighbours
+    source   "public": as published. "tables": a synthetic series for each host, drawn with `rng` from the quantiles,
+             by hour where these are known, and the rank correlation of neighbours
     InputError for a service without a published order.
     """
     from artifact.analysis import forecasts
@@ -188,9 +188,9 @@ def datasets(kind: str = "prompt") -> list[str]:
 
 
 def lengths(dataset: str, kind: str = "prompt", source: str = "tables") -> LengthDistribution:
-    """Lengths in tokens of a dataset's prompts, as built with the device model's template, or of its outputs.
+    """Lengths in tokens of a dataset's prompts, in the device model's chat template, or of its outputs.
 
-    InputError for an unknown dataset, kind or source. The public source counts every text anew and does not bin.
+    InputError for an unknown dataset, kind or source. The public source counts the texts themselves, without bins.
     """
     _check(source, LABELS, "source")
     _check(dataset, datasets(kind), f"dataset with {kind} lengths")
@@ -211,9 +211,9 @@ def _lengths(kind: str) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class ArrivalPattern:
-    """When requests came, as a trace shows it: `counts` in windows of `window_s` seconds, shape (windows,).
+    """Arrivals of requests in a trace: `counts` in windows of `window_s` seconds, shape (windows,).
 
-    `stamps_s` are the recorded times themselves where they are at hand, else None; `source` says what is behind it.
+    `stamps_s` are the recorded arrival times, or None if only counts are known; `source` is their origin.
     """
 
     name: str
@@ -229,14 +229,14 @@ class ArrivalPattern:
 
     @property
     def span_s(self) -> float:
-        """Seconds recorded, in whole windows."""
+        """Length of the record in seconds, rounded up to full windows."""
         return self.counts.size * self.window_s
 
     def sample(self, n: int, rng: np.random.Generator) -> Floats:
         """Arrivals of n of the recorded requests, drawn without replacement: ascending seconds since the start, (n,).
 
-        From counts a request comes anywhere in its window, uniformly, which forgets how requests crowd within it.
-        InputError where fewer than n were recorded.
+        From counts, arrivals are uniform in each window, which omits bursts within it. InputError if fewer than n
+        were recorded.
         """
         size = checks.count(n, "n")
         if size > self.n:
@@ -256,7 +256,7 @@ def patterns() -> list[str]:
 def pattern(name: str, source: str = "tables") -> ArrivalPattern:
     """One recorded arrival pattern; InputError for an unknown name or source.
 
-    The public source has the recorded times of those that can be fetched; the others are counts and say so.
+    The public source has arrival times where these can be fetched, else counts; the pattern's `source` says which.
     """
     _check(name, patterns(), "arrival pattern")
     _check(source, LABELS, "source")
@@ -271,7 +271,7 @@ def pattern(name: str, source: str = "tables") -> ArrivalPattern:
 
 
 def origin(*found: Service | ArrivalPattern) -> str:
-    """Where the numbers of several services and patterns come from, as one phrase."""
+    """The origin of the numbers of several services and patterns, as one phrase."""
     labels = sorted({one.source for one in found})
     if labels == [LABELS["tables"], AS_PARSED]:
         return f"{LABELS['tables']}, some {_KEPT}"
@@ -291,7 +291,7 @@ def devices() -> dict[str, DeviceProfile]:
 
 
 def table(name: str, source: str = "tables") -> pd.DataFrame:
-    """A table of `data/` as it is committed, or made anew from the public series; InputError for an unknown name."""
+    """A table of `data/` as committed, or computed from the public series; InputError for an unknown name."""
     _check(source, LABELS, "source")
     _check(name, sorted(path.stem for path in DATA.glob("*.csv")), "table")
     if source == "public" and name in tables.TABLES:

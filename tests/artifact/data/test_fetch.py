@@ -105,7 +105,7 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(served: Served) -> None:
     ("spoil", "says"),
     [
         (lambda name, content: content[:-1] + b"X", "sha256 is not the pinned one"),
-        (lambda name, content: content[:100], "no whole answer"),
+        (lambda name, content: content[:100], "no complete response"),
         (lambda name, content: 404, "HTTP 404"),
     ],
     ids=["corrupt", "short", "missing"],
