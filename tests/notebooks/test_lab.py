@@ -190,7 +190,7 @@ def test_the_index_leads_to_dispatch_which_runs_to_its_end_and_shows_its_figure(
         time.sleep(0.2)
     assert sum("image/png" in output.get("data", {}) for output in saved) == 3
     assert not [output for output in saved if output.output_type == "error"]
-    assert (tmp_path / "figures" / "dispatch_device_scarce.png").stat().st_size > 10_000
+    assert (tmp_path / "figures" / "dispatch_device_constrained.png").stat().st_size > 10_000
     verdicts = json.loads((tmp_path / "figures" / "dispatch.claims.json").read_text())
     assert {one["id"] for one in verdicts} == {"D1", "D2", "D4", "D8"}
     page.close()
