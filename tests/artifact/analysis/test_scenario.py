@@ -86,19 +86,19 @@ def verdicts(folder):
 def test_sensitivity_finds_what_a_plan_for_another_world_spends(tmp_path):
     run("sensitivity", tmp_path, quick=True, out=str(tmp_path))
     varied = pd.read_csv(tmp_path / "sensitivity_alpha.csv")
-    planned = varied[(varied.varied == "alpha") | (varied.scarce == "device scarce")]
-    assert planned.over.abs().max() < 1e-9  # the world that was planned for: b exactly
+    planned = varied[(varied.varied == "alpha") | (varied.constrained == "device")]
+    assert planned.deviation.abs().max() < 1e-9  # the world that was planned for: b exactly
     other = pd.read_csv(tmp_path / "sensitivity_lengths.csv")
     # DiSCo-S on stretched prompts, counted one by one
     prompt = traces.lengths("alpaca")
     lengths = np.repeat(prompt.tokens, prompt.counts)
     threshold = min(l for l in prompt.tokens if lengths[lengths > l].sum() <= 0.5 * lengths.sum())
-    row = other[(other.prompts == "2 times as long") & (other.scarce == "server") & (other.b == 0.5)]
-    assert row.used.to_numpy() == pytest.approx(lengths[2 * lengths > threshold].sum() / lengths.sum(), rel=1e-5)
+    row = other[(other.prompts == "2 times as long") & (other.constrained == "server") & (other.b == 0.5)]
+    assert row.share.to_numpy() == pytest.approx(lengths[2 * lengths > threshold].sum() / lengths.sum(), rel=1e-5)
     days = pd.read_csv(tmp_path / "sensitivity_days.csv")
     assert len(days) == 4 * 9 * 3
     few = pd.read_csv(tmp_path / "sensitivity_samples.csv")
-    spread = few.groupby("n").over.std()
+    spread = few.groupby("n").deviation.std()
     assert spread[1000] < spread[100] < spread[10]
     assert set(verdicts(tmp_path)) == {"S1"}
     assert in_quick_size(tmp_path)
