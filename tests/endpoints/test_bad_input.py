@@ -20,6 +20,7 @@ from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
 from disco_core.endpoints.llama_server import LlamaServerEndpoint
 from disco_core.endpoints.local_server import LocalServer
 from disco_core.endpoints.openai import OpenAIEndpoint
+from tests.helpers import scripts
 from tests.helpers.loopback import (
     FACTS,
     KEY,
@@ -323,15 +324,8 @@ def test_a_server_that_does_not_come_up_is_one_typed_error(
     library, kind, deadline_s, word, started, tmp_path, monkeypatch
 ):
     """With another library in the place of xllamacpp; the process is gone afterwards."""
-    stub = (
-        "from types import SimpleNamespace as Some\n"
-        "def CommonParams():\n"
-        "    return Some(model=Some(), cpuparams=Some(), cpuparams_batch=Some())\n"
-        "def Server(params):\n"
-        "    return Some(listening_address=ADDRESS)\n"
-    )
     with speaking(b"") as mute:
-        code = stub + library.format(dead=free_port(), mute=mute) + "\n"
+        code = scripts.text("fake_xllamacpp.py") + "\n" + library.format(dead=free_port(), mute=mute) + "\n"
         (tmp_path / "xllamacpp.py").write_text(code)
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         began = time.monotonic()

@@ -20,6 +20,7 @@ from disco_core.endpoints.llama_server import LlamaServerEndpoint
 from disco_core.endpoints.local_server import LocalServer
 from disco_core.endpoints.openai import OpenAIEndpoint
 from disco_core.live.stream import stream
+from tests.helpers import scripts
 from tests.helpers.loopback import KEY, collect, prefix
 
 ROOT = Path(dc.__file__).parents[1]
@@ -31,14 +32,12 @@ ROOT = Path(dc.__file__).parents[1]
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_the_server_does_not_outlive_its_parent(how):
-    code = (
-        "import time; from artifact.data.model import smollm2_path\n"
-        "from disco_core.endpoints.local_server import LocalServer\n"
-        "with LocalServer(smollm2_path()) as server: print(server.pid, flush=True); time.sleep(60)\n"
-    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "notebooks")])}
     parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        [sys.executable, scripts.path("local_server.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
     )
     with parent:
         pid = int(parent.stdout.readline())

@@ -15,6 +15,7 @@ import pytest
 
 from artifact.__main__ import main
 from artifact.files import ROOT
+from tests.helpers import scripts
 
 PARAMETERS = """\
 quick = False  # bool: the small size
@@ -121,21 +122,6 @@ def test_a_command_that_there_is_not_is_told(capsys):
     assert "invalid choice: 'nonsense'" in capsys.readouterr().err
 
 
-FAKE = """\
-#!/bin/sh
-shift 2
-echo "$*" >>log
-case $1 in
-    alone) shift; exec "$@" ;;
-    run) word=$(basename "$2" .ipynb); mkdir -p "$4" ;;
-    *) word=$1 ;;
-esac
-echo "$word" | grep -qxf broken && exit 1
-[ "$word" != measure_live ] || [ ! -e slow ] || sleep 30
-[ "$1" != run ] || touch "$4/$word.ipynb"
-"""
-
-
 @pytest.fixture
 def fake(tmp_path):
     """A project whose artifact only notes what it is asked to do, and fails where `broken` says so."""
@@ -147,7 +133,7 @@ def fake(tmp_path):
         (tmp_path / "notebooks" / path.name).touch()
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     python = tmp_path / ".venv" / "bin" / "python"
-    python.write_text(FAKE)
+    shutil.copy(scripts.path("fake_artifact.sh"), python)
     python.chmod(0o755)
     (tmp_path / ".venv" / ".setup").touch()
     (tmp_path / "broken").touch()

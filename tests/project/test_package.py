@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import disco_core as dc
+from tests.helpers import scripts
 
 CORE = ("latency", "workload", "cost", "dispatch", "delivery", "simulate", "queueing")
 WITH_EXAMPLES = [
@@ -36,12 +37,8 @@ def test_docstring_examples_run(module):
 
 def test_import_is_light_and_quick():
     """Ours adds less than NumPy takes, a ratio that a busy machine keeps; asyncio is Python's."""
-    code = (
-        "import asyncio, sys, time; t0 = time.perf_counter(); import numpy; t1 = time.perf_counter(); "
-        "import disco_core; "
-        "t2 = time.perf_counter(); print((t2 - t1) / (t1 - t0), *sorted({m.split('.')[0] for m in sys.modules}))"
-    )
-    run = functools.partial(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    command = [sys.executable, scripts.path("import_times.py")]
+    run = functools.partial(subprocess.run, command, capture_output=True, text=True, check=True)
     runs = [run().stdout.split() for _ in range(5)]
     heavy = {"scipy", "pandas", "matplotlib", "seaborn", "papermill", "llama_cpp", "pooch", "tqdm", "httpx"}
     assert heavy.isdisjoint(runs[0])

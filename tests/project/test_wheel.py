@@ -11,21 +11,7 @@ import numpy as np
 import pytest
 
 from artifact.files import ROOT
-
-PLAN = """
-import sys
-import numpy as np
-import disco_core as dc
-
-rng = np.random.default_rng(0)
-lengths = rng.integers(10, 200, 1000)
-server = dc.ServerProfile(dc.TTFTDistribution([0.3, 0.5, 2.5]), decode_rate=50.0)
-device = dc.DeviceProfile(prefill_rate=79.9, decode_rate=21.47)
-load = dc.Workload(np.arange(1000.0), lengths, np.full(1000, 80))
-plan = dc.plan_device_constrained(lengths, server.ttft, budget=0.3)
-assert abs(dc.simulate(load, plan, server, device, rng=rng).budget_used - 0.3) < 0.05
-print(*sorted({name.split(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)))
-"""
+from tests.helpers import scripts
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +51,7 @@ def test_it_plans_and_simulates_with_numpy_alone(wheel, tmp_path):
     for path in Path(np.__file__).parents[1].glob("numpy*"):  # and the libraries beside it
         (site / path.name).symlink_to(path)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    command = [tmp_path / "venv" / "bin" / "python", "-W", "error", "-c", PLAN]
+    command = [tmp_path / "venv" / "bin" / "python", "-W", "error", scripts.path("plan_and_simulate.py")]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     loaded = {name for name in done.stdout.split() if not name.startswith("_")}

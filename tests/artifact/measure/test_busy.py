@@ -1,6 +1,7 @@
 """A busy machine is noticed, and what was measured meanwhile is measured again or marked."""
 
 import asyncio
+import contextlib
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ import pytest
 
 from artifact.measure import busy, pieces
 from disco_core.errors import StalledError
+from tests.helpers import scripts
 from tests.helpers.measuring import a_run
 
 
@@ -19,14 +21,17 @@ def at_once(monkeypatch):
 
 
 class Signs(busy.Monitor):
-    """A monitor that sees what it is told to, one word a piece and try."""
+    """A monitor that does not look at the machine: it finds the next of the given words at each try of a piece."""
 
     def __init__(self, *words):
         super().__init__(2)
         self.words = list(words)
 
-    def _judge(self, found):
-        return self.words.pop(0) if self.words else ""
+    @contextlib.contextmanager
+    def reading(self):
+        found = busy.Reading()
+        yield found
+        found.disturbed = self.words.pop(0) if self.words else ""
 
 
 def disturbed_run(tmp_path, *words, cores=2):
@@ -121,13 +126,9 @@ def test_what_is_no_time_is_not_disturbed(tmp_path):
     assert asyncio.run(untimed()) == 0
 
 
-SPIN = "import time; end = time.monotonic() + 2\nwhile time.monotonic() < end: pass"
-
-
 def test_what_other_programs_take_is_seen():
     """A process whose parent has ended is nobody's child here."""
-    script = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SPIN!r}], start_new_session=True)"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([sys.executable, scripts.path("spin.py"), "orphan"], check=True)
     monitor = busy.Monitor(2)
     with monitor.reading() as reading:
         time.sleep(1.5)
@@ -138,7 +139,7 @@ def test_what_our_own_processes_take_is_not_others(monkeypatch):
     still = busy.psutil.cpu_times()
     monkeypatch.setattr(busy.psutil, "cpu_times", lambda: still)
     _, before = busy.others_cpu_s()
-    with subprocess.Popen([sys.executable, "-c", SPIN]) as child:
+    with subprocess.Popen([sys.executable, scripts.path("spin.py")]) as child:
         time.sleep(1.5)
         _, after = busy.others_cpu_s()
         child.kill()

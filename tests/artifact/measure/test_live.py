@@ -21,6 +21,7 @@ from artifact.data import model, traces
 from artifact.files import ROOT
 from artifact.measure import answers, ends, live, pd_device, store
 from artifact.measure.pd_device import long_prompts
+from tests.helpers import scripts
 from tests.helpers.measuring import a_run
 
 
@@ -154,16 +155,6 @@ def wait_for(condition, seconds=60):
         time.sleep(0.1)
 
 
-MEASURE = """
-import sys
-from artifact.measure import live, store
-from tests.helpers.measuring import defaults
-small = {"calibration": 12, "pairs": 12, "prompts": 3, "raw_prompts": 2, "max_tokens": 12, "seams": 3}
-store.STORED = store.Path(sys.argv[1]) / "stored"
-store.measured("live", defaults("measure_live") | small, live.measure, out=sys.argv[1] + "/live")
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to see what is left running")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda stop: stop.name)
@@ -173,14 +164,13 @@ def test_stopped_in_the_middle_it_leaves_no_server_and_keeps_its_pieces(tmp_path
     # a shell's background job ignores Ctrl-C, and so would what the tests start if they run in one
     attend = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
-        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        [sys.executable, scripts.path("measure_live.py"), str(tmp_path)],
         env=os.environ | {"MARK": mark, "PYTHONPATH": path},
         stderr=subprocess.DEVNULL,
         preexec_fn=attend,
     )
     wait_for(lambda: any("local_server" in line for line in marked(mark.encode())))
-    wait_for(lambda: any((tmp_path / "stored").glob("*/pieces.jsonl")))
-    time.sleep(2)  # into the pairs
+    wait_for(lambda: sum(one.read_text().count('"piece"') for one in (tmp_path / "stored").glob("*/pieces.jsonl")) > 4)
     process.send_signal(stop)
     process.wait(timeout=60)
     wait_for(lambda: not marked(mark.encode()))

@@ -7,23 +7,14 @@ import pytest
 
 from artifact.publish import run
 from disco_core.errors import InputError
+from tests.helpers import scripts
 
 
 def test_a_notebook_shows_a_figure_as_it_was_saved_and_once(notebook, tmp_path):
-    first = "import matplotlib.pyplot as plt, pandas as pd\nfrom artifact.publish import figures\nfigures.use_style()"
-    about = "caption='c', kind='simulated', source='s', parameters={}, out=out"
-    drawn = f"figures.save(plt.subplots()[0], 'try_one', pd.DataFrame({{'x': [1]}}), {about});"
-    executed = run.run(notebook(first, drawn), tmp_path / "runs", out=str(tmp_path / "figures"))
+    executed = run.run(notebook(scripts.text("cell_figure.py")), tmp_path / "runs", out=str(tmp_path / "figures"))
     shown = [out for cell in nbformat.read(executed, as_version=4).cells for out in cell.outputs]
     (picture,) = (base64.b64decode(one.data["image/png"]) for one in shown)
     assert picture == (tmp_path / "figures" / "try_one.png").read_bytes()
-
-
-MAKES = """\
-from pathlib import Path
-for name in ("try_a.csv", "try_a.json", "try.claims.json"):
-    Path(out).mkdir(exist_ok=True)
-    (Path(out) / name).write_text(name)"""
 
 
 @pytest.fixture
@@ -34,7 +25,7 @@ def rendered(notebook, tmp_path, monkeypatch):
     out.mkdir()
     for name in ("try_before.csv", "try.claims.json", "another_x.json", "README.md"):
         (out / name).write_text("old")
-    return run.render(notebook(MAKES), tmp_path / "executed", out=str(out)), out
+    return run.render(notebook(scripts.text("cell_exhibits.py")), tmp_path / "executed", out=str(out)), out
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from artifact.__main__ import main
 from artifact.errors import ArtifactError
 from artifact.files import ROOT, lock
 from artifact.publish import run
+from tests.helpers import scripts
 from tests.helpers.notebooks import outputs
 
 
@@ -114,20 +115,9 @@ def test_a_full_disk_is_told_and_leaves_the_good_copy(notebook, tmp_path, capsys
     assert [one.read_text() for one in out.iterdir()] == ["the good one"]
 
 
-SLOW = """\
-import sys, time
-from tqdm import tqdm
-bar = tqdm(total=4, desc="asked", mininterval=0.1)
-for number in range(4):
-    time.sleep(0.3)
-    bar.update()
-tqdm.write("a word in between", file=sys.stderr)
-bar.close()"""
-
-
 @pytest.mark.slow
 def test_a_log_has_few_lines_and_none_of_a_short_bar(notebook, tmp_path, capfd):
-    run.run(notebook(SLOW), tmp_path / "out")
+    run.run(notebook(scripts.text("cell_slow.py")), tmp_path / "out")
     told = capfd.readouterr().err
     assert re.fullmatch(r"try: started\ntry: a word in between\ntry: done in \d+ s\n", told)
 
@@ -136,7 +126,15 @@ def test_a_log_has_few_lines_and_none_of_a_short_bar(notebook, tmp_path, capfd):
 def test_a_terminal_shows_how_a_long_cell_moves(notebook, tmp_path):
     ours, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
-    command = [sys.executable, "-m", "artifact", "run", str(notebook(SLOW)), "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "artifact",
+        "run",
+        str(notebook(scripts.text("cell_slow.py"))),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     try:
         process = subprocess.Popen(command, cwd=ROOT, stderr=terminal, stdout=subprocess.DEVNULL)
         os.close(terminal)
