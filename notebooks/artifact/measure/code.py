@@ -9,29 +9,26 @@ from typing import Any
 
 from artifact.files import DATA
 
-# how measurements are stored and watched is not what is measured
-_NOT = {f"artifact.measure.{name}" for name in ("busy", "code", "machine", "pieces", "store")} | {"disco_core"}
+# how measurements are stored and monitored does not change what is measured
+_EXCLUDED = {f"artifact.measure.{name}" for name in ("busy", "code", "machine", "pieces", "store")} | {"disco_core"}
 
 
 def code_digest(measure: Callable[..., Any], tables: Sequence[str] = ()) -> str:
-    """sha256 of the code that measures, without comments and docstrings, and of the tables it asks.
+    """sha256 of the code that measures, without comments and docstrings, and of the tables that it uses.
 
-    That is the function's module, and what it imports of the scheduler, the model and the rooms that measure and
-    compute; not how measurements are stored.
+    The code is the function's module and its imports from disco_core, `measure`, `analysis`, `data.model` and
+    `data.traces`; not the modules that store and monitor measurements.
     """
-    seen: set[str] = set()
+    trees: dict[str, ast.Module] = {}
     queue = [measure.__module__]
     while queue:
         module = queue.pop()
-        if module in seen or not _measures(module):
-            continue
-        seen.add(module)
-        tree = ast.parse(Path(sys.modules[module].__file__ or "").read_bytes())
-        queue += _imports(tree)
+        if module not in trees and _measures(module):
+            trees[module] = ast.parse(Path(sys.modules[module].__file__ or "").read_bytes())
+            queue += _imports(trees[module])
     total = hashlib.sha256()
-    for module in sorted(seen):
-        tree = ast.parse(Path(sys.modules[module].__file__ or "").read_bytes())
-        total.update(f"{module}\n{ast.dump(_without_docstrings(tree))}\n".encode())
+    for module in sorted(trees):
+        total.update(f"{module}\n{ast.dump(_without_docstrings(trees[module]))}\n".encode())
     for table in tables:
         total.update((DATA / f"{table}.csv").read_bytes())
     return total.hexdigest()
@@ -42,7 +39,7 @@ def _measures(module: str) -> bool:
         "artifact.data.model",
         "artifact.data.traces",
     )
-    return ours and module in sys.modules and module not in _NOT
+    return ours and module in sys.modules and module not in _EXCLUDED
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What machine this is."""
+"""The hardware and system of this machine."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """This machine: CPU model, cores this process may use, memory in GiB, system."""
+    """CPU model, cores that this process may use, memory in GiB, system."""
     try:
         memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (ValueError, OSError, AttributeError):

@@ -1,8 +1,8 @@
-"""Measurements of this machine: taken piece by piece, stored by content, read with a check.
+"""Measurements of this machine: taken in pieces, stored by a hash of what they depend on, verified when read.
 
-`measured` gives a folder of csv files and a manifest. It measures only where no stored folder has the same settings,
-code, model, server and machine, or where that one stayed disturbed; then only the disturbed pieces, or those that an
-interrupt left out, are measured. `read` gives what such a folder holds.
+`measured` returns a folder of csv files and a manifest. It measures only if no stored folder has the same settings,
+code, model, server and machine, or if that one stayed disturbed; then only disturbed pieces, and those missing after an
+interrupt, are measured. `read` returns the content of such a folder.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from artifact.measure.pieces import Run, Tables, plain
 
 FORMAT = 1
 STORED = BUILD / "stored"
-TEXTS = {"text", "before", "after"}  # columns that are text whatever they say, be it nothing or "NA"
+TEXTS = {"text", "before", "after"}  # columns that are text even if they are empty or "NA"
 _PACKAGES = ("llama-cpp-python", "xllamacpp", "numpy", model.SECOND_PACKAGE)
 
 
@@ -42,13 +42,13 @@ def measured(
     cores: int = 2,
     tables: Sequence[str] = (),
 ) -> Path:
-    """The folder `out` with the measurement `name` of these settings; taken now if it is not stored.
+    """The folder `out` with the measurement `name` for these settings; measured now unless it is stored.
 
-    measure   gives the tables from a `Run`; its module, and what that imports of this project, is the code hashed
-    server    name and address of a server that is not ours
-    cores     that the measured work takes; 0 where time is not what is measured
-    tables    tables of `data/` that are asked or planned with
-    ArtifactError where another run is measuring, or a file cannot be written.
+    measure   returns the tables of a `Run`; its module, and what it imports from this project, is the code hashed
+    server    name and address of an external server
+    cores     that the measured work uses; 0 if no time is measured
+    tables    names of the tables of `data/` that the measurement uses
+    ArtifactError if another run is measuring, or a file cannot be written.
     """
     about = {
         "format": FORMAT,
@@ -75,7 +75,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _complete(folder: Path) -> bool:
     try:
-        return not _wrong(folder, _manifest(folder)["files"])
+        return not _changed(folder, _manifest(folder)["files"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -88,22 +88,22 @@ def _take(about: dict[str, Any], measure: Callable[[Run], Tables], folder: Path,
     settings = json.loads(json.dumps(about["settings"], default=plain))
     run = Run(about["name"], SimpleNamespace(**settings), folder / "pieces.jsonl", cores)
     try:
-        found = measure(run)
+        tables = measure(run)
     finally:
         run.close()
     files = {
         f"{name}.csv": table.to_csv(index=False, float_format="%.9g", lineterminator="\n").encode()
-        for name, table in found.items()
+        for name, table in tables.items()
     }
     about = about | {"date": datetime.now(UTC).date().isoformat(), "busy": run.busy(), "disturbed": run.disturbed()}
     about["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     manifest = json.dumps(about, indent=1, ensure_ascii=False, default=plain) + "\n"
-    files["manifest.json"] = manifest.encode()  # last: it says that all is there
+    files["manifest.json"] = manifest.encode()  # last, since it shows that the folder is complete
     write_together(folder, files)
 
 
 def _copy(folder: Path, out: Path) -> None:
-    """Put what is stored into `out`, unless it is there."""
+    """Copy a stored measurement to `out`, unless it is there."""
     manifest = (folder / "manifest.json").read_bytes()
     with suppress(OSError):
         if (out / "manifest.json").read_bytes() == manifest and _complete(out):
@@ -114,10 +114,7 @@ def _copy(folder: Path, out: Path) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a folder of measurements holds: tables by name, settings, manifest.
-
-    `disturbed` says why claims that rest on it are not judged; "" if they are.
-    """
+    """The content of a folder of measurements: tables by name, settings, manifest."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -133,18 +130,18 @@ class Measured:
 
     @property
     def disturbed(self) -> str:
-        """Why claims that rest on it are not judged; nothing if they are."""
+        """Why claims on this measurement are not judged; "" if they are."""
         if self.settings.get("quick"):
             return "measured in its quick size, which is too small to judge"
         return str(self.manifest["disturbed"])
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The settings, named as what an exhibit's provenance holds beside its notebook's own parameters."""
+        """The settings by the names that they have in an exhibit's provenance, beside the notebook's parameters."""
         return {f"measured {name}": value for name, value in self.settings.items()}
 
     def report(self) -> str:
-        """How busy the machine was, in a few lines, and whether claims may rest on it."""
+        """How busy the machine was, in a few lines, and whether claims on this measurement are judged."""
         busy = self.manifest["busy"]
         lines = [f"{busy['pieces']} pieces, {busy['repeated']} measured again, {busy['disturbed']} stayed disturbed"]
         signs = {
@@ -155,32 +152,32 @@ class Measured:
         for sign, name in signs.items():
             median, p95, most = (f"{busy[sign][which]:.3f}" for which in ("median", "p95", "most"))
             lines.append(f"{name}: {median} in the median, P95 {p95}, most {most}")
-        return "\n".join([*lines, self.disturbed or "claims may rest on this measurement"])
+        return "\n".join([*lines, self.disturbed or "claims on this measurement are judged"])
 
 
 def read(measurements: str | Path, name: str) -> Measured:
     """The measurement `name` in the folder `measurements`, relative to the project's root.
 
-    ArtifactError, in one line, where it is not there, not complete, or of another version.
+    ArtifactError, in one line, if it is missing, incomplete, or of another version.
     """
     folder = ROOT / measurements / name
-    mend = f"take data/measured, or measure here: `make reproduce`, or the notebook measure_{name}"
+    remedy = f"use data/measured, or measure here: `make reproduce`, or the notebook measure_{name}"
     try:
         manifest = _manifest(folder)
         if (manifest["format"], manifest["name"]) != (FORMAT, name):
             raise ValueError(f"it is version {manifest['format']} of {manifest['name']!r}, not {FORMAT} of {name!r}")
-        if wrong := _wrong(folder, manifest["files"]):
-            raise ValueError(f"{', '.join(wrong)} missing or not as measured")
+        if changed := _changed(folder, manifest["files"]):
+            raise ValueError(f"{', '.join(changed)} missing or not as measured")
         tables = {Path(file).stem: _read_csv(folder / file) for file in manifest["files"]}
         return Measured(folder, dict(manifest), tables)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        said = (
-            error.strerror if isinstance(error, OSError) else f"no {error}" if isinstance(error, KeyError) else error
-        )
-        raise ArtifactError(f"{relative_path(folder)} does not hold the measurement {name}: {said}; {mend}") from None
+        detail = error.strerror if isinstance(error, OSError) else error
+        reason = f"no {error}" if isinstance(error, KeyError) else detail
+        where = f"{relative_path(folder)} does not hold the measurement {name}"
+        raise ArtifactError(f"{where}: {reason}; {remedy}") from None
 
 
-def _wrong(folder: Path, files: Mapping[str, str]) -> list[str]:
+def _changed(folder: Path, files: Mapping[str, str]) -> list[str]:
     return [
         name for name, digest in files.items() if not (folder / name).is_file() or _sha256(folder / name) != digest
     ]
@@ -193,11 +190,11 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            versions[package] = metadata.version(package)
+    return versions
 
 
 def _sha256(path: Path) -> str:
