@@ -26,11 +26,11 @@ POLICIES = ("server only", "device only", "Stoch-D", "DiSCo-D", "Stoch-S", "DiSC
 DIRECT, EMULATED = "raw", "last hop"  # a measurement's names for the two settings of the server
 REPLAYED = 10_000  # replayed requests, at least
 HEADERS = {  # what a reader sees in place of a column's name
-    "setting": "server",
+    "setting": "network delay",
     "server_share": "server share",
     "device_share": "device share",
-    "dollars_device_constrained": "$ per million, device constrained",
-    "dollars_server_constrained": "$ per million, server constrained",
+    "dollars_device_constrained": "$, device constrained",
+    "dollars_server_constrained": "$, server constrained",
     "migrated_share": "migrated",
     "tbt_p99_s": "TBT P99 (s)",
     "live_mean_s": "live mean (s)",
@@ -81,6 +81,10 @@ class LiveRun:
         """What each setting is called in figures and tables."""
         direct = "local server" if self.server == "local" else self.server.removeprefix("openai:")
         return {DIRECT: direct, EMULATED: "emulated network delay"}
+
+    def network(self) -> dict[str, str]:
+        """How each setting's network delay came about."""
+        return {DIRECT: "none" if self.server == "local" else "real", EMULATED: "emulated"}
 
     def of(self, setting: str, policy: str) -> pd.DataFrame:
         """The answers of one policy in one setting."""

@@ -16,16 +16,16 @@ POLICIES = (*SYSTEMS, REFINED)
 HEADERS = {  # what a reader sees in place of a column's name
     "ttft_s": "TTFT (s)",
     "longest_s": "longest gap (s)",
-    "cloud_s": "cloud time (s)",
+    "cloud_s": "cloud (s)",
     "cloud_tokens": "cloud tokens",
-    "device_prefill": "device prefill (tokens)",
+    "device_prefill": "device prefill",
     "taken_over": "taken over",
     "live_ttft_s": "live TTFT (s)",
     "simulated_ttft_s": "simulated TTFT (s)",
     "ttft_error_percent": "TTFT error (%)",
-    "live_cloud_s": "live cloud time (s)",
-    "simulated_cloud_s": "simulated cloud time (s)",
-    "cloud_error_percent": "cloud time error (%)",
+    "live_cloud_s": "live cloud (s)",
+    "simulated_cloud_s": "simulated cloud (s)",
+    "cloud_error_percent": "cloud error (%)",
 }
 EVENTS = ("cloud generates", "device generates", "released to the reader")
 
