@@ -1,4 +1,4 @@
-"""One answer of live ends as rows of a table, and what several of them say: what every measuring session uses."""
+"""Answers of live endpoints as rows of a table, shared by all measuring sessions."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
@@ -19,11 +19,11 @@ from disco_core.live.stream import Run
 from disco_core.record import Record, StreamedToken
 
 T = TypeVar("T")
-CHARGES = ["server_prefill", "server_decode", "device_prefill", "device_decode"]  # a ledger's order
+CHARGES = ["server_prefill", "server_decode", "device_prefill", "device_decode"]  # in the order of a ledger
 
 
 def run_in_thread(work: Coroutine[Any, Any, Tables]) -> Tables:
-    """The result of the work, also in a notebook, whose own event loop is running: then in a thread beside it."""
+    """The result of the work; in a thread if an event loop is running already, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -44,7 +44,7 @@ def run_in_thread(work: Coroutine[Any, Any, Tables]) -> Tables:
 
 
 def request_row(record: Record) -> dict[str, Any]:
-    """An answer in a row: charges, TTFT, hand-over, delays, pace, quality, failures."""
+    """The row of an answer: charges, TTFT, hand-over, delays, pace, quality of experience, failures."""
     charges = dict[str, Any]()
     for end in End:
         name = end.name.lower()
@@ -68,7 +68,7 @@ def request_row(record: Record) -> dict[str, Any]:
 
 
 def token_row(token: StreamedToken) -> dict[str, Any]:
-    """A token in a row."""
+    """The row of a token."""
     return {
         "token": token.index,
         "source": token.source.name.lower(),
@@ -80,16 +80,16 @@ def token_row(token: StreamedToken) -> dict[str, Any]:
 
 
 async def recorded(run: Run) -> Record:
-    """What a stream left in its record when it has ended, be it that neither end could go on."""
+    """The record of a stream after it has ended, also if neither endpoint could continue."""
     async with aclosing(run):
-        with suppress(StreamError):  # it stands in the record
+        with suppress(StreamError):  # the record has it
             async for _ in run:
                 pass
     return run.record
 
 
 async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
-    """What several pieces of work give; where one fails the others end first."""
+    """The results of several coroutines; if one fails, the others are cancelled and awaited first."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         return list(await asyncio.gather(*tasks))
@@ -100,7 +100,7 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
 
 
 async def timed_answer(end: Endpoint, prompt: str, n: int, begun: Sequence[Token] = ()) -> list[tuple[Token, float]]:
-    """What one end answers, or goes on with, up to n tokens in all; each with seconds since the request."""
+    """The answer of one endpoint, or its continuation, up to n tokens in all; each with seconds since the request."""
     loop = asyncio.get_running_loop()
     start = loop.time()
     async with aclosing(end.generate(Prefix(prompt, tuple(begun), n - len(begun)))) as tokens:
@@ -108,8 +108,8 @@ async def timed_answer(end: Endpoint, prompt: str, n: int, begun: Sequence[Token
 
 
 def device_profile(pairs: pd.DataFrame, rates: pd.DataFrame) -> DeviceProfile:
-    """The device as pairs and rates show it: a line, or, where noise hides that longer prompts take it longer, the
-    line through the origin.
+    """The device's profile from pairs and rates: a fitted line, or one through the origin if
+    noise makes the slope negative.
     """
     length, time, rate = pairs["prompt_tokens"], pairs["device_s"], decode_rate("device", rates)
     try:
@@ -119,5 +119,5 @@ def device_profile(pairs: pd.DataFrame, rates: pd.DataFrame) -> DeviceProfile:
 
 
 def decode_rate(end: str, rates: pd.DataFrame) -> float:
-    """Tokens per second of one end, under what it was measured."""
+    """Tokens per second of one endpoint: the inverse of its median gap between tokens."""
     return float(1 / rates.loc[rates["end"] == end, "gap_s"].median())

@@ -1,11 +1,12 @@
-"""The device model on this machine: every token's time, for prompts of growing length.
+"""The device model on this machine: the time of every token, for prompts of increasing length.
 
-One thread, the state reset before every trial (a reused prefix would make TTFT near zero), lengths in random order so
-that a drifting machine does not pass for a slope, one warm-up trial that is not kept. One table:
+It runs on one thread. The state is reset before every trial (a cached prefix would make TTFT near zero), lengths come
+in random order so that a drift of the machine does not look like a slope, and a warm-up trial is not recorded. One
+table:
 
     trials   prompt_tokens, repeat, token (0 is the first), generated_s (seconds from the request)
 
-Decoding goes on past an end-of-answer token, since only its pace is asked for.
+Decoding continues after an end-of-answer token, since only its pace is measured.
 """
 
 import time
@@ -59,7 +60,7 @@ def _load(context: int) -> "Llama":
 
 
 def _text(llama: "Llama", length: int) -> list[int]:
-    """A built prompt of many requests, at least `length` tokens long; a prompt of n tokens is its first n."""
+    """The first `length` tokens of many requests in the chat template; a prompt of n tokens is the first n."""
     requests = [task.format(subject) for task in _TASKS for subject in _SUBJECTS]
     once: list[int] = llama.tokenize(model.build(" ".join(requests)).encode(), add_bos=False, special=True)
     return (once * (length // len(once) + 1))[:length]

@@ -1,4 +1,4 @@
-"""The two live ends that are measured, and the prompts they are asked."""
+"""The two live endpoints that are measured, and the prompts sent to them."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,20 +13,20 @@ from disco_core.endpoints.local_server import LocalServer
 from disco_core.endpoints.openai import OpenAIEndpoint
 from disco_core.errors import InputError
 
-CONTEXT = 1024  # tokens of prompt and answer that fit each end
+CONTEXT = 1024  # context size of each endpoint: tokens of prompt and answer
 
 
 @contextmanager
 def ends(
     server: str = "local", *, reuses: bool = False, context: int = CONTEXT
 ) -> Iterator[tuple[Endpoint, Endpoint]]:
-    """The server and the device, ready to answer; whatever was started for them ends with the block.
+    """The server and the device, ready to answer; the processes started for them end with the block.
 
-    reuses   whether they go on from what they have read of the same prompt before
-    context  tokens of prompt and answer that fit each
-    server   "local": llama.cpp's own server, in a process of its own; "openai:<model>": a server that speaks OpenAI's
-             API, its key in OPENAI_API_KEY, its address in OPENAI_BASE_URL
-    InputError for another name; an EndpointError where it cannot be had.
+    reuses   whether they use a prefix cache
+    context  context size of each: tokens of prompt and answer
+    server   "local": llama.cpp's server, in a separate process; "openai:<model>": a server with OpenAI's API, its key
+             in OPENAI_API_KEY, its address in OPENAI_BASE_URL
+    InputError for another name; EndpointError if the server is not available.
     """
     is_server(server)
     with ExitStack() as stack:
@@ -36,19 +36,19 @@ def ends(
             local = stack.enter_context(LocalServer(path, n_ctx=context))
             yield LlamaServerEndpoint(local.url, name="server", reuses=reuses), device
         else:
-            name, count = server.removeprefix("openai:"), model.count_tokens  # the API does not tell how it counts
+            name, count = server.removeprefix("openai:"), model.count_tokens  # the API does not expose its tokenizer
             yield OpenAIEndpoint(name, template=model.TEMPLATE, count_tokens=count, name="server"), device
 
 
 def is_server(name: str) -> str:
-    """The name itself; InputError unless `ends` knows it."""
+    """The name itself; InputError unless `ends` accepts it."""
     if name != "local" and not (name.startswith("openai:") and name != "openai:"):
         raise InputError(f'server must be "local" or "openai:<model>", got {name!r:.80}')
     return name
 
 
 def prompts(longest: int = 10**6) -> pd.DataFrame:
-    """The artifact's own prompts of up to so many tokens, with a column `built`: as the model reads them.
+    """The artifact's prompts of up to `longest` tokens, with a column `built`: the prompt in the chat template.
 
     InputError if all are longer.
     """

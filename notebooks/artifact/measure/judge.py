@@ -1,7 +1,7 @@
-"""A language model as a judge of two answers, behind any OpenAI-compatible endpoint: A, B, a tie, or no verdict.
+"""A language model as a judge of two answers, at any OpenAI-compatible endpoint: A, B, a tie, or no verdict.
 
-Every pair is shown twice, in both orders, since judges lean to a place. A reply counts only if it is nothing but a
-verdict; neither replies nor keys are kept.
+Every pair is shown twice, in both orders, since judges have a position bias. A reply counts only if it is nothing but
+a verdict; neither replies nor keys are stored.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ Answer A: {a}
 Answer B: {b}
 
 Reply with one word and nothing else: A, B, or TIE."""
-REPLY_TOKENS = 512  # a verdict is one word, but some models think at the reader's expense before it
-AT_ONCE = 4  # requests at one judge
+REPLY_TOKENS = 512  # a verdict is one word, but some models reason before it, in tokens that count
+AT_ONCE = 4  # concurrent requests to one judge
 MIGRATED, UNMIGRATED, TIE, NONE = "migrated", "unmigrated", "tie", "none"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """An answer that moved beside the one that did not, to the same words."""
+    """A migrated and an unmigrated answer to the same request, `words`."""
 
     words: str
     migrated: str
@@ -41,7 +41,7 @@ class Pair:
 
 
 def names(judges: str) -> list[str]:
-    """The judges of a list such as "openai:a, openai:b"; InputError for another name, or one that comes twice."""
+    """The judges in a list such as "openai:a, openai:b"; InputError for another form of name, or a duplicate."""
     found = [one.strip() for one in judges.split(",") if one.strip()]
     for one in found:
         if not one.startswith("openai:") or one == "openai:":
@@ -52,18 +52,18 @@ def names(judges: str) -> list[str]:
 
 
 def endpoints(judges: str, url: str = "") -> list[OpenAIEndpoint]:
-    """An endpoint for each judge, at `url`, or where OPENAI_BASE_URL says; RefusedError without OPENAI_API_KEY."""
+    """An endpoint for each judge, at `url` or OPENAI_BASE_URL; RefusedError without OPENAI_API_KEY."""
     return [OpenAIEndpoint(one.removeprefix("openai:"), base_url=url or None, name=one) for one in names(judges)]
 
 
 def server(judges: str, url: str = "") -> dict[str, str] | None:
-    """Name and address of the judges' server, for the manifest; nothing where there are no judges."""
+    """Name and address of the judges' server, for the manifest; None if there are no judges."""
     found = endpoints(judges, url)
     return {"name": judges, "address": found[0].base_url} if found else None
 
 
 def read(reply: str) -> str | None:
-    """ "A", "B" or "TIE" where a reply is nothing but that; None for anything else.
+    """ "A", "B" or "TIE" if the reply is nothing else; otherwise None.
 
     >>> read(" b. "), read("Tie"), read("A or B"), read("")
     ('B', 'TIE', None, None)
@@ -73,7 +73,7 @@ def read(reply: str) -> str | None:
 
 
 async def verdicts(judge: Endpoint, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
-    """What a judge says of each pair in both orders: rows of (judge, pair, first, verdict).
+    """The verdicts of a judge on each pair in both orders: rows of (judge, pair, first, verdict).
 
     pair      its number
     first     which of the two was shown as A
@@ -85,7 +85,7 @@ async def verdicts(judge: Endpoint, pairs: Sequence[Pair]) -> list[dict[str, Any
         pair, second = pairs[k], UNMIGRATED if first == MIGRATED else MIGRATED
         shown = {MIGRATED: pair.migrated, UNMIGRATED: pair.unmigrated}
         prompt, said = QUESTION.format(words=pair.words, a=shown[first], b=shown[second]), None
-        # one that fails now and then still judges; how often is counted
+        # a failed request is counted as no verdict, and the judge continues with the next
         async with free:
             with suppress(EndpointError):
                 async with aclosing(judge.generate(Prefix(prompt, (), REPLY_TOKENS))) as tokens:

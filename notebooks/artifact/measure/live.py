@@ -1,16 +1,16 @@
-"""Answers from two live ends, measured: every policy on the same prompts, on one machine, in one run.
+"""Answers of two live endpoints, measured: every policy on the same prompts, on one machine, in one run.
 
-The server is llama.cpp's own in a process of its own (continuous batching, four slots, one thread), kept busy by
-Poisson clients; the device is the same model in this process, one thread. Five tables come out:
+The server is llama.cpp's in a separate process (continuous batching, four slots, one thread), with a load of Poisson
+clients; the device is the same model in this process, one thread. Five tables:
 
-    pairs      both ends asked at once, both timed to their first token: what plans are made from, and replayed
-    rates      time between tokens of each end alone
-    requests   every prompt under every policy, within seconds of each other, in an order that turns
-    tokens     the tokens of those answers that moved, with their times
-    seams      hand-overs on a quiet machine, beside direct calls with the same prefix
+    pairs      first-token times of both endpoints for the same request, for making plans and for the replay
+    rates      time between tokens of each endpoint alone
+    requests   every prompt under every policy, within seconds of each other, in rotating order
+    tokens     the tokens of the migrated answers, with their times
+    seams      hand-overs on an idle machine, compared with direct calls with the same prefix
 
-What a random policy answers is what the end it picks answers alone, so its rows are those of `server only` and
-`device only` that its draws pick, and are not asked again.
+Under random dispatch the answer is that of the chosen endpoint alone. Its rows are therefore those of `server only`
+or `device only`, as its draws choose, and no further requests are sent.
 """
 
 import asyncio
@@ -50,9 +50,9 @@ from disco_core.live.stream import stream
 from disco_core.migration import MigrationRule
 from disco_core.record import Record
 
-PACES = (READING_RATE, 10.0, 20.0)  # the faster the reader, the later the hand-over: seams at several places
-BACKGROUND_TOKENS = (8, 48)  # an answer to a background request has from, up to
-RATE_TRIALS, RATE_TOKENS = 6, 24  # answers, and tokens of each, that an end's decode rate is taken from
+PACES = (READING_RATE, 10.0, 20.0)  # the faster the reader, the later the hand-over: several hand-over points
+BACKGROUND_TOKENS = (8, 48)  # of an answer to a background request: least, most
+RATE_TRIALS, RATE_TOKENS = 6, 24  # answers, and tokens of each, for an endpoint's decode rate
 ALONE = {End.SERVER: "server only", End.DEVICE: "device only"}
 TOKENS = ["setting", "policy", "request", "prompt", "token", "source", "id", "text", "generated_s", "released_s"]
 SEAMS = ["prompt", "reading_rate", "source", "migrated_at", "tokens", "exact", "same_as_unmoved", "delay_num"]
@@ -60,9 +60,9 @@ TABLES = ("prompts", "services", "ttft_quantiles", "ttft_quantiles_as_parsed", "
 
 
 def measure(run: Run) -> Tables:
-    """Every table; the notebook `measure_live` says what the settings mean.
+    """All tables; the notebook `measure_live` describes the settings.
 
-    InputError for settings that cannot be, an EndpointError where an end cannot be had; nothing is left running.
+    InputError for invalid settings, EndpointError if an endpoint is not available; nothing is left running.
     """
     _check(run.settings)
     with ends(run.settings.server) as (server, device):
@@ -71,7 +71,7 @@ def measure(run: Run) -> Tables:
 
 def _check(s: Any) -> None:
     is_server(s.server)
-    traces.service(s.service)  # raises, naming those there are
+    traces.service(s.service)  # raises for an unknown one
     for name in ("calibration", "pairs", "prompts", "raw_prompts", "longest", "max_tokens", "seams"):
         checks.count(getattr(s, name), name)
     checks.fraction(s.budget, "budget")
@@ -84,19 +84,19 @@ def _check(s: Any) -> None:
             raise InputError(
                 f"{wanted} {name} need as many prompts, but {len(asked)} have up to longest={s.longest} tokens"
             )
-    needed = int(asked["tokens"].max()) + 2 * s.max_tokens  # a seam's answer is twice as long
+    needed = int(asked["tokens"].max()) + 2 * s.max_tokens  # those of `seams` are twice as long
     if needed > CONTEXT:
         raise InputError(f"longest + 2 max_tokens must be at most {CONTEXT}, each end's context, got {needed}")
 
 
 def spread(lengths: Sequence[int], n: int) -> list[int]:
-    """Which n prompts have lengths like all: at equal steps from the shortest to the longest, in their own order."""
+    """n prompts whose lengths represent all: at equal steps from the shortest to the longest, in the given order."""
     steps = np.linspace(0, len(lengths) - 1, n).round().astype(int)
     return [int(k) for k in np.sort(np.argsort(lengths, kind="stable")[steps])]
 
 
 class _Session:
-    """One measuring session on two ends."""
+    """One measuring session on two endpoints."""
 
     def __init__(self, run: Run, server: Endpoint, device: Endpoint) -> None:
         self.taken, self.settings, self.server, self.device = run, run.settings, server, device
@@ -114,12 +114,12 @@ class _Session:
         self.taken.expect(RATE_TRIALS + s.calibration + s.pairs + sum(asked.values()) + seams)
         lag = asyncio.create_task(self.taken.monitor.watch())
         try:
-            await self._rate(0)  # warms both up
+            await self._rate(0)  # warm-up of both
             rates = [row for k in range(RATE_TRIALS) for row in await piece(f"rate {k}", partial(self._rate, k))]
             async with self._load(decode_rate("server", pd.DataFrame(rates))):
                 both = range(s.calibration + s.pairs)
                 pairs = pd.DataFrame([await piece(f"pair {i}", partial(self._pair, i)) for i in both])
-                # spread over all of them, so that drift is in both
+                # drawn from all of them, so that a drift affects both halves
                 mixed = np.random.default_rng([s.seed, 2]).permutation(len(pairs))
                 known = pairs[mixed < s.calibration]
                 device, own_s = device_profile(known, pd.DataFrame(rates)), known["server_s"]
@@ -143,7 +143,7 @@ class _Session:
         }
 
     async def _rate(self, k: int) -> list[dict[str, Any]]:
-        """Gaps between tokens of each end alone."""
+        """Gaps between tokens of each endpoint alone."""
         rows = []
         for end in (self.server, self.device):
             times = [at for _, at in await timed_answer(end, self.built[k], RATE_TOKENS)]
@@ -151,7 +151,7 @@ class _Session:
         return rows
 
     async def _pair(self, i: int) -> dict[str, Any]:
-        """Both ends asked at once for the first token; the load comes when it comes."""
+        """First-token times of both endpoints for one request, at whatever load there is."""
         k = i % len(self.built)
         both = (timed_answer(end, self.built[k], 1) for end in (self.server, self.device))
         (server_s, device_s) = (answer[0][1] for answer in await together(*both))
@@ -161,7 +161,7 @@ class _Session:
     async def _policies(
         self, setting: str, n: int, own: TTFTDistribution, device: DeviceProfile
     ) -> AsyncIterator[dict[str, Any]]:
-        """So many prompts under every policy: a piece is one prompt, asked under all of them one after the other."""
+        """n prompts under every policy: a piece is one prompt under all policies, one after the other."""
         s, hop = self.settings, self.service.ttft
         lengths = [self.device.count(built) for built in self.built]
         ttft = own if setting == "raw" else behind_last_hop(hop, own.values_s)
@@ -169,7 +169,7 @@ class _Session:
         rules = {constraint: self._rule(constraint, ttft, device) for constraint in Constraint}
         made_for = hashlib.sha256(f"{own.values_s.tolist()} {device}".encode()).hexdigest()[
             :6
-        ]  # answers are a plan's
+        ]  # since answers depend on the plan
         for request, k in enumerate(spread(lengths, n)):
             server = LastHop(self.server, hop, s.seed, request) if setting == "last hop" else self.server
             about = {"setting": setting, "request": request, "prompt": self.ids[k], "prompt_tokens": lengths[k]}
@@ -193,7 +193,7 @@ class _Session:
         server: Endpoint,
         request: int,
     ) -> dict[str, Any]:
-        """One prompt under every policy that is not random, in an order that turns with the request."""
+        """One prompt under every policy that is not random, in an order that rotates with the request."""
         rows = {}
         for policy in np.roll([name for name in asked if not name.startswith("Stoch")], request):
             record = await self._record(built, *asked[policy], server, self.settings.max_tokens, request)
@@ -225,7 +225,7 @@ class _Session:
         return await recorded(run)
 
     async def _seams(self, ttft: TTFTDistribution, device: DeviceProfile) -> AsyncIterator[dict[str, Any]]:
-        """Hand-overs with nothing else running: beside the target asked directly, and the source left alone."""
+        """Hand-overs on an idle machine, compared with direct calls of the target and of the source."""
         for k in range(self.settings.seams if self.local else 0):
             for constraint, plan in (
                 (Constraint.DEVICE, plan_device_only()),
@@ -243,7 +243,7 @@ class _Session:
                     yield keys | row | {"moved": [keys | token for token in row["moved"]]}
 
     async def _seam(self, k: int, source: str, plan: DispatchPlan, rule: MigrationRule) -> dict[str, Any]:
-        """One hand-over, or nothing where the answer did not move."""
+        """One hand-over; an empty dict if the answer did not migrate."""
         built, n = self.built[k], 2 * self.settings.max_tokens
         record = await self._record(built, plan, rule, self.server, n, k)
         if not (at := record.migrated_at):
@@ -260,7 +260,7 @@ class _Session:
 
     @asynccontextmanager
     async def _load(self, decode_rate: float) -> AsyncIterator[None]:
-        """Poisson clients at the local server while the block runs; none at a commercial one."""
+        """Poisson clients of the local server while the block runs; none of an external one."""
         clients = set[asyncio.Task[Any]]()
         if self.local:
             rate = self.settings.load * decode_rate / np.mean(BACKGROUND_TOKENS)

@@ -1,4 +1,4 @@
-"""An end behind an emulated network: what it sends arrives as late, and as bundled, as from a public service."""
+"""An endpoint behind an emulated network: its tokens arrive as late, and in such bursts, as from a public service."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -13,27 +13,27 @@ from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, built, ch
 from disco_core.errors import CutError
 from disco_core.latency import TTFTDistribution
 
-Arrival = tuple[float, Token | None, BaseException | None]  # when a token arrives, or why there is no other
+Arrival = tuple[float, Token | None, BaseException | None]  # its time; a token, or the exception that ends them
 
 
 @dataclass
 class _Held:
-    """How many tokens of a piece of work are made and have not arrived."""
+    """Number of tokens of a generation that are generated and have not arrived."""
 
     tokens: int = 0
 
 
 class LastHop:
-    """One request to an endpoint over a network: TTFT is the larger of X and the endpoint's own.
+    """One request to an endpoint with an emulated network delay: TTFT is the larger of X and the endpoint's TTFT.
 
-    The first token is held until X seconds after the request, and those behind it arrive later by as much, so that
-    they keep the endpoint's own gaps. X is drawn from `ttft` by (seed, request): the same whatever policy asks, and
-    another draw for a hand-over within the request, whenever it comes.
+    The first token is delayed until X seconds after the request, and all later tokens by the same time, so that their
+    gaps are those of the endpoint. X is drawn from `ttft` by (seed, request): the same for every policy, and another
+    draw for a hand-over within the request, at whatever time.
 
-    request   number of the request, from 0; make one LastHop for each
-    bursts    tokens that arrive together after the first, one of these sizes at random each time; None: one by one
+    request   number of the request, from 0; create one LastHop for each
+    bursts    sizes of the groups in which tokens arrive after the first, one drawn at random each time; None: singly
 
-    Times that come through here are emulated, and `name` says so.
+    Times measured through it are emulated, and `name` says so.
     """
 
     emulated = True
@@ -54,26 +54,26 @@ class LastHop:
         self._held: WeakKeyDictionary[AsyncGenerator[Token, None], _Held] = WeakKeyDictionary()
 
     def held_s(self, *, takeover: bool = False) -> float:
-        """X of this request in seconds, or of a hand-over within it."""
+        """X in seconds: of this request, or of a hand-over within it."""
         return float(self.ttft.sample(1, self._draws(takeover))[0])
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt, as the endpoint counts them."""
+        """Tokens of a prompt in the endpoint's tokenizer."""
         return self.endpoint.count(prompt)
 
     def built(self, prompt: Prompt) -> Prompt:
-        """The prompt as the endpoint builds it."""
+        """The prompt in the endpoint's chat template."""
         return built(self.endpoint, prompt)
 
     def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
-        """The endpoint's tokens, when they arrive."""
+        """The endpoint's tokens at their time of arrival."""
         held = _Held()
         tokens = self._arriving(prefix, held)
         self._held[tokens] = held
         return tokens
 
     def ahead(self, tokens: AsyncGenerator[Token, None]) -> int:
-        """How many tokens more the endpoint has made for a piece of work that `generate` gave."""
+        """Number of tokens that are generated and have not arrived, for a generator that `generate` returned."""
         return self._held[tokens].tokens
 
     async def _arriving(self, prefix: Prefix, held: _Held) -> AsyncGenerator[Token, None]:
@@ -89,13 +89,13 @@ class LastHop:
                 if end is not None:
                     raise end
                 held.tokens -= 1
-                yield token  # type: ignore[misc]  # None where the endpoint gave that, for whoever asks to judge
+                yield token  # type: ignore[misc]  # None if the endpoint yields it; the caller judges that
         finally:
             carrier.cancel()
-            await ended(carrier)  # raises where the endpoint did not confirm its end
+            await ended(carrier)  # raises if the endpoint did not confirm its end
 
     async def _carry(self, prefix: Prefix, arrives: float, arrived: "asyncio.Queue[Arrival]", held: _Held) -> None:
-        """Take what the endpoint makes, and note when it arrives: a failure before the first token at once."""
+        """Queue the endpoint's tokens with their arrival times; a failure before the first token arrives at once."""
         loop, late = asyncio.get_running_loop(), 0.0
         sizes = self._sizes(takeover=bool(prefix.generated))
         wanted, bundle, first = next(sizes), list[Token](), True
@@ -127,6 +127,6 @@ class LastHop:
 
     def _sizes(self, takeover: bool) -> Iterator[int]:
         draws = self._draws(takeover).spawn(1)[0]
-        yield 1  # the first token waits for no other
+        yield 1  # the first token arrives alone
         while True:
             yield 1 if self.bursts is None else int(draws.choice(self.bursts))

@@ -1,8 +1,8 @@
-"""Time and memory of planning and deciding on this machine, beside the paper's algorithms transcribed plainly.
+"""Time and memory of planning and deciding on this machine, compared with a plain transcription of the algorithms.
 
-All works are timed by turns, in random order and in one process, so that a machine which slows down for a while slows
-all of them; the first call of each, which loads and caches, is not kept. Memory is the peak of what a call allocates
-beyond its input, as tracemalloc sees it (NumPy reports to it), in a call of its own, since tracing takes time.
+All tasks are timed in turn, in random order and in one process, so that a temporary slowdown of the machine affects
+all of them; the first call of each, which loads and caches, is not recorded. Memory is the peak that a call allocates
+beyond its input, measured by tracemalloc (to which NumPy reports) in a separate call, since tracing takes time.
 """
 
 import time
@@ -26,15 +26,15 @@ from disco_core.migration import MigrationRule
 from disco_core.simulate import simulate
 from disco_core.workload import LengthDistribution, Workload
 
-PAPER = 100_000  # samples that the paper's times are for
+PAPER = 100_000  # samples to which the paper's times refer
 TABLES = ("ttft_quantiles", "prompt_tokens", "output_tokens")
 OURS, PLAIN = "disco-core", "transcription"
 BUDGET = 0.3  # b
-CALLS = 200  # decisions timed at a time: one alone is too short for the clock
+CALLS = 200  # decisions that are timed together, since one is too short for the clock
 
 
 class Work(NamedTuple):
-    """Something to time: what, by whom, for how many samples, and how many calls are one run of it."""
+    """A task to time: its name, the implementation, the number of samples, and the calls in one run of it."""
 
     name: str
     by: str
@@ -44,11 +44,12 @@ class Work(NamedTuple):
 
 
 def measure(run: Run) -> Tables:
-    """Time every work at each of `sizes`, `repeats` times, then take its memory; `seed` of samples and orders.
+    """Time every task at each of `sizes`, `repeats` times, then measure its memory; `seed` of samples and orders.
 
-    One table, values: work, by (disco-core, or transcription), n (samples), repeat, unit, value; unit s: seconds of
-    one call, unit bytes: its peak. Beyond 100,000 samples only every fifth repeat is made. InputError for sizes or
-    repeats below 1.
+    One table, values: work, by (disco-core or transcription), n (samples), repeat, unit, value; unit s: seconds of
+    one call, unit bytes: its peak memory. Beyond 100,000 samples only every fifth repeat is made.
+
+    InputError for sizes or repeats below 1.
     """
     s = run.settings
     sizes, repeats = checks.tokens(s.sizes, "sizes"), checks.count(s.repeats, "repeats")
@@ -78,16 +79,16 @@ def _round(works: Sequence[Work], repeat: int) -> list[tuple[Any, ...]]:
 
 
 def works(n: int, rng: np.random.Generator) -> list[Work]:
-    """What is timed for n samples: TTFTs of deepseek-chat, prompts and answers of Alpaca.
+    """The tasks for n samples: TTFTs of deepseek-chat, prompts and answers of Alpaca.
 
-    Planning is from lengths as they were seen, F already built. A decision is about one request or one token, as a
-    live stream asks for it, under a plan and a rule made from n samples.
+    Planning starts from observed lengths and an existing F. A decision is about one request or one token, as in a
+    live stream, with a plan and a rule made from n samples.
     """
     samples, prompts, answers = _sampled(n, rng)
     listed, lengths, f = samples.tolist(), prompts.tolist(), transcription.make_f(samples.tolist())
     ttft, device = TTFTDistribution(samples), traces.devices()["Xiaomi 14 + Qwen1.5-0.5B"]
     plan = plan_device_constrained(prompts, ttft, BUDGET)
-    # these prices let the answer move; which they are does not touch the time
+    # with these prices the answer can migrate; their values do not affect the time
     rule = MigrationRule(CostModel(1e-7, 1e-6, 1e-8, 1e-7), LengthDistribution.of(answers), ttft, device)
     load, server = Workload(np.arange(n, dtype=np.float64), prompts, answers), ServerProfile(ttft, 50.0)
     asked, draws = [prompts[k % n : k % n + 1] for k in range(CALLS)], np.random.default_rng(0)
@@ -105,7 +106,7 @@ def works(n: int, rng: np.random.Generator) -> list[Work]:
 
 
 def _sampled(n: int, rng: np.random.Generator) -> tuple[Floats, Ints, Ints]:
-    # the table rounds to a tenth of a millisecond; within it the samples are spread, so that no two are equal
+    # the table is rounded to 0.1 ms; the samples are spread within that, so that no two are equal
     samples = traces.service("deepseek-chat").ttft.sample(n, rng) + rng.uniform(0.0, 1e-4, n)
     return samples, traces.lengths("alpaca").sample(n, rng), traces.lengths("alpaca", "output").sample(n, rng)
 

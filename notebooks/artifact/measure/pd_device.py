@@ -1,15 +1,15 @@
-"""P/D-Device beside DiSCo, the cloud alone and the device alone, measured on two live ends of a quiet machine.
+"""P/D-Device, DiSCo, the cloud alone and the device alone, measured on two live endpoints of an idle machine.
 
-The device is the model in this process, one thread. The cloud is the same model behind llama.cpp's own server, whose
-prefill would be no faster: so it has read every prompt before it is asked, and its first token comes when that of a
-public service would (an emulated last hop). Its tokens, and the device's prefill and tokens, are real. Prompts are
-refined beforehand, and no time is charged for that. How long prompts are is told in seconds that the device alone
-needs to read them, so that the comparison is the same on a faster machine. Four tables:
+The device is the model in this process, one thread. The cloud is the same model behind llama.cpp's server. Its
+prefill would be no faster than the device's, so every prompt is in its prefix cache before the request, and its first
+token is delayed to the TTFT of a public service (emulated network delay). Its tokens, and the device's prefill and
+tokens, are real. Prompts are refined beforehand, and no time is charged for that. Prompt lengths are given in seconds
+of prefill on the device, so that the comparison is the same on a faster machine. Four tables:
 
-    profile    both ends at once: the device's time to first token by prompt length, each one's time between tokens;
-               before the answers, for the plan, and among them, for what is simulated beside them
-    loss       share of a prompt's self-information that is left out at each share of tokens kept
-    requests   every prompt under every policy, within seconds of each other, in an order that turns
+    profile    both endpoints at once: the device's TTFT by prompt length, the time between tokens of each; before the
+               answers, for the plan, and among them, for the simulation compared with them
+    loss       share of a prompt's self-information that is lost at each share of its tokens
+    requests   every prompt under every policy, within seconds of each other, in rotating order
     tokens     the tokens of P/D-Device's answers, with their times
 """
 
@@ -53,21 +53,21 @@ from disco_core.systems.pd_device.take_over import TakeOver, plan_together
 
 Tokens = AsyncGenerator[Token, None]
 Rows = list[dict[str, Any]]
-CONTEXT = 4096  # tokens of prompt and answer that fit each endpoint
-PACE_TOKENS = 256  # of the prompt by which the device's pace is found
-LEAST_TOKENS = 64  # of a prompt, head and question included
-SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)  # rho: of which the loss is told
+CONTEXT = 4096  # context size of each endpoint: tokens of prompt and answer
+PACE_TOKENS = 256  # of the prompt that measures the device's prefill rate
+LEAST_TOKENS = 64  # of a prompt, including the opening and the question
+SHARES = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)  # rho, for which the loss is measured
 OPENING, QUESTION = "People sent these requests to a help desk.", " Which of them would you answer first, and why?"
-SPARE = 0.25  # the device's reading may take so much longer than expected
-RESUME_QUANTILE = 0.95  # of the cloud's TTFT, for when it has to be asked again
+SPARE = 0.25  # the device's prefill may take so much longer than expected
+RESUME_QUANTILE = 0.95  # of the cloud's TTFT, for the time at which it is recalled
 TABLES = ("prompts", "services", "ttft_quantiles", "ttft_quantiles_as_parsed", "output_tokens", "phones")
 _TOKEN_COLUMNS = ["policy", "request", "token", "source", "generated_s", "released_s"]
 
 
 def measure(run: Run) -> Tables:
-    """Every table; the notebook `measure_pd_device` says what the settings mean.
+    """All tables; the notebook `measure_pd_device` describes the settings.
 
-    InputError for settings that cannot be, an EndpointError where an end cannot be had; nothing is left running.
+    InputError for invalid settings, EndpointError if an endpoint is not available; nothing is left running.
     """
     _check(run.settings)
     with ends(reuses=True, context=CONTEXT) as (server, device):
@@ -75,7 +75,7 @@ def measure(run: Run) -> Tables:
 
 
 def _check(s: Any) -> None:
-    traces.service(s.service)  # raises, naming those there are
+    traces.service(s.service)  # raises for an unknown one
     for name in ("prompts", "max_tokens"):
         checks.count(getattr(s, name), name)
     for name in ("shortest_s", "longest_s", "tpot_limit_s"):
@@ -91,7 +91,7 @@ def _check(s: Any) -> None:
 
 
 def long_prompts(tokens: Sequence[float]) -> list[list[tuple[str, bool]]]:
-    """Prompts of about so many tokens: many requests, one question, in pieces of (text, stays)."""
+    """Prompts of about so many tokens: many requests and one question, in segments of (text, protected)."""
     words, (head, tail) = traces.table("prompts").prompt.tolist(), model.TEMPLATE.split("{prompt}")
     found = []
     for k, wanted in enumerate(tokens):
@@ -105,7 +105,7 @@ def long_prompts(tokens: Sequence[float]) -> list[list[tuple[str, bool]]]:
 
 
 class Held:
-    """An endpoint, and for how many seconds its work has held it: what a slot of a cloud is busy for."""
+    """An endpoint, and the seconds for which its generations have run: the busy time of a slot in the cloud."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.held_s = endpoint, 0.0
@@ -115,11 +115,11 @@ class Held:
         return getattr(self.endpoint, name)
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt, as the endpoint counts them."""
+        """Tokens of a prompt in the endpoint's tokenizer."""
         return self.endpoint.count(prompt)
 
     def ahead(self, tokens: Tokens) -> int:
-        """What the endpoint says of a piece of work."""
+        """The `ahead` of the endpoint for a generation."""
         return ahead(self.endpoint, self._inner[tokens])
 
     def generate(self, prefix: Prefix) -> Tokens:
@@ -141,7 +141,7 @@ class Held:
 
 
 class _Session:
-    """One measuring session on two ends that reuse what they have read."""
+    """One measuring session on two endpoints with a prefix cache."""
 
     def __init__(self, run: Run, server: Endpoint, device: Endpoint) -> None:
         self.taken, self.settings, self.server, self.device = run, run.settings, server, device
@@ -154,7 +154,7 @@ class _Session:
         try:
             self._ask(await self.taken.piece("pace", self._pace))
             asked = [f"{k}, {self.device.count(built)} tokens" for k, built in enumerate(self.built)]
-            await self._both(0)  # warms them up
+            await self._both(0)  # warm-up
             profile = []
             for k in n:
                 profile += await self.taken.piece(f"profile {asked[k]}", partial(self._both, k))
@@ -176,7 +176,7 @@ class _Session:
         }
 
     async def _pace(self) -> float:
-        """Prompt tokens a second that the device reads, in the median of three readings."""
+        """The device's prefill rate in tokens per second, by the median time of three trials."""
         (pieces,), times = long_prompts([PACE_TOKENS]), []
         built = "".join(text for text, _ in pieces)
         for _ in range(3):
@@ -185,21 +185,21 @@ class _Session:
         return self.device.count(built) / float(np.median(times))
 
     def _ask(self, pace: float) -> None:
-        """Choose the prompts: as long as takes the device so many seconds, in equal ratios."""
+        """Choose prompts whose prefill takes the device the seconds in the settings, at equal ratios."""
         s = self.settings
-        most = CONTEXT - s.max_tokens - 128  # the last request of a prompt may go beyond what was wanted
+        most = CONTEXT - s.max_tokens - 128  # the last request of a prompt may exceed the wanted length
         tokens = np.geomspace(s.shortest_s, s.longest_s, s.prompts) * pace
         self.pieces = long_prompts(np.clip(tokens, LEAST_TOKENS, most).tolist())
         self.built = ["".join(text for text, _ in pieces) for pieces in self.pieces]
 
     async def _forget(self) -> dict[str, Any]:
-        """Nothing of a prompt is left at the device: what it reads next begins otherwise. How long "Hi" took it."""
+        """Empty the device's prefix cache by another prompt, "Hi"; the row has its time to first token."""
         answer = await timed_answer(self.device, "Hi", 1)
         first_s = answer[0][1] if answer else None
         return {"end": "device", "prompt_tokens": self.device.count("Hi"), "device_s": first_s}
 
     async def _both(self, k: int) -> Rows:
-        """Both ends at once, as they will be. A prompt of next to nothing says where the device's line begins."""
+        """Both endpoints at once, as in the answers; "Hi" gives the start of the device's line."""
         built, shortest = self.built[k], await self._forget()
         await timed_answer(self.server, built, 1)
         both = (timed_answer(self.server, built, 48), timed_answer(self.device, built, 16))
@@ -237,7 +237,7 @@ class _Session:
             {
                 "cloud only": (plan_server_only(), None),
                 "device only": (plan_device_only(), None),
-                "DiSCo": (plan_server_constrained(lengths, 1.0), disco),  # both ends at once, as P/D-Device does
+                "DiSCo": (plan_server_constrained(lengths, 1.0), disco),  # both endpoints at once, as in P/D-Device
                 "P/D-Device": (plan_together(), take_over),
                 "P/D-Device, refined": (
                     plan_together(refined=True),
@@ -248,10 +248,10 @@ class _Session:
         ]
 
     async def _answers(self, k: int, policies: dict[str, tuple[DispatchPlan, Rule | None]]) -> dict[str, Rows]:
-        """One prompt under every policy, in an order that turns with the prompt."""
+        """One prompt under every policy, in an order that rotates with the prompt."""
         found: dict[str, Rows] = {"among": [], "requests": [], "tokens": []}
         for policy in np.roll(list(policies), k):
-            beside = policy == "device only"  # the one whose first token waits for its reading
+            beside = policy == "device only"  # the policy whose TTFT includes the device's prefill
             found["among"] += await self._both(k) if beside else []
             row, tokens = await self._request(k, str(policy), *policies[policy])
             found["requests"].append(row)
@@ -266,9 +266,9 @@ class _Session:
         cloud = LastHop(self.server, self.service.ttft, s.seed, k)
         held = Held(cloud)
         await self._forget()
-        await timed_answer(self.server, built, 1)  # it has read the prompt before
+        await timed_answer(self.server, built, 1)  # puts the prompt into its prefix cache
         paced = rule is not None and rule.paces
-        self.device.reuses = paced  # type: ignore[attr-defined]  # DiSCo's device begins anew
+        self.device.reuses = paced  # type: ignore[attr-defined]  # DiSCo's device starts without a prefix cache
         run = stream(
             built,
             plan=plan,
@@ -278,7 +278,7 @@ class _Session:
             max_tokens=s.max_tokens,
             rng=np.random.default_rng([s.seed, k]),
             reading_rate=1 / s.tpot_limit_s,
-            wait=paced,  # only a pace that follows the device needs the time to do so
+            wait=paced,  # only a rule that controls the pace needs the release times
         )
         record = await recorded(run)
         gaps = np.diff([token.released_s for token in record.tokens])

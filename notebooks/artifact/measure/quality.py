@@ -1,22 +1,22 @@
-"""Answers that moved in mid-response beside the same answers left alone, as text, on two live ends.
+"""Answers migrated in mid-response and the same answers without migration, as text, on two live endpoints.
 
-The device is the model in this process, the server the same model behind llama.cpp's own server; both sample, two
-answers to a prompt. Each answer is then moved after so many of its tokens: the stream's own hand-over, to the other
-end, which goes on. The first half is not made again but said again by a stand-in for its end, so that both have the
-same beginning, token for token. One sample moves as token ids; the other as text, which the target tokenises, as
-between different vocabularies. Where the optional second model is asked, answers also move between the two models,
-and it judges those of which it made no half.
+The device is the model in this process, the server the same model behind llama.cpp's server; each samples two answers
+to a prompt. Each answer is then migrated at several positions by the stream's hand-over, and the other endpoint
+continues it. The first half is not generated again but replayed by a stand-in for its endpoint, so that both answers
+begin with the same tokens. One sample migrates as token ids; the other as text, which the target tokenises, as
+between different vocabularies. With the optional second model, answers also migrate between the two models, and it
+gives the perplexity of answers of which it generated no half.
 
-Times mean nothing here: the ends work at the same time, and a busy machine disturbs nothing. An end goes on from what
-it has read of the same prompt before, but only within a piece, so that the answers to a prompt are the same whatever
-was measured before it. Three tables:
+No time is measured: the endpoints work at the same time, and other programs disturb nothing. An endpoint uses its
+prefix cache only within a piece, so that the answers to a prompt do not depend on what was measured before. Three
+tables:
 
     requests     source, target, moved ("alone", "ids", "text"), prompt, sample, at, tokens, before, after: every
-                 answer, cut after `at` tokens: unmigrated (for each place of a cut), or moved there
-    perplexity   source, target, moved, prompt, sample, at, nats: mean -log p of a token after the cut, under the
-                 second model
-    verdicts     judge, source, moved, prompt, first, verdict: what judges said of an answer that moved beside the
-                 unmigrated one, where there are judges
+                 answer, cut after `at` tokens: unmigrated (for each position), or migrated there
+    perplexity   source, target, moved, prompt, sample, at, nats: mean -log p of a token after `at`, under the second
+                 model
+    verdicts     judge, source, moved, prompt, first, verdict: the judges' verdicts on a migrated and the unmigrated
+                 answer, if there are judges
 """
 
 import asyncio
@@ -50,11 +50,11 @@ from disco_core.systems.pd_device.refine import protected_spans, self_informatio
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
-BRIEF = " Answer in two or three sentences."  # so that answers are short, and some end by themselves
-SAMPLES = 2  # unmigrated answers of each end to a prompt: one is the other's reference
-SECOND = model.SECOND_NAME  # as an end
-SECOND_TEMPLATE = "Question: {prompt}\n\nAnswer:\n"  # it is a base model, which knows no turns
-PATIENCE_S = 300.0  # an end works for several answers
+BRIEF = " Answer in two or three sentences."  # so that answers are short, and some end before max_tokens
+SAMPLES = 2  # unmigrated answers of each endpoint to a prompt: one is the reference of the other
+SECOND = model.SECOND_NAME  # its name as an endpoint
+SECOND_TEMPLATE = "Question: {prompt}\n\nAnswer:\n"  # a base model has no chat template
+PATIENCE_S = 300.0  # an endpoint generates several answers at a time
 TABLES = ("prompts",)
 REQUESTS = ["source", "target", "moved", "prompt", "sample", "at", "tokens", "before", "after"]
 PERPLEXITY = [*REQUESTS[:6], "nats"]
@@ -62,14 +62,14 @@ VERDICTS = ["judge", "source", "moved", "prompt", "first", "verdict"]
 
 
 def measure(run: Run) -> Tables:
-    """Every table; the notebook `measure_quality` says what the settings mean.
+    """All tables; the notebook `measure_quality` describes the settings.
 
-    InputError for settings that cannot be, ArtifactError without the second model where it is asked, an EndpointError
-    where an end or a judge cannot be had; nothing is left running.
+    InputError for invalid settings, ArtifactError if the second model is needed and not installed, EndpointError if
+    an endpoint or a judge is not available; nothing is left running.
     """
     s = run.settings
     _check(s)
-    judges = judge.endpoints(s.judges, s.judge_url)  # first: a missing key is said at once
+    judges = judge.endpoints(s.judges, s.judge_url)  # first, so that a missing key is reported at once
     with ExitStack() as stack:
         second = stack.enter_context(model.second_model()) if s.second else None
         if s.second and second is None:
@@ -98,29 +98,29 @@ def _check(s: Any) -> None:
 
 
 def middle(positions: Sequence[int]) -> int:
-    """The position of those answers of which judges and the second model are asked."""
+    """The position of the answers that judges and the second model evaluate."""
     return positions[len(positions) // 2]
 
 
 class Again:
-    """An end that says once more, token for token, what it said before: the first half of an answer that moves."""
+    """A stand-in for an endpoint that replays its recorded answer: the first half of a migrated answer."""
 
     def __init__(self, end: Endpoint, said: Sequence[Token], vocabulary: str) -> None:
         self.name, self.vocabulary, self.context, self.continues = end.name, vocabulary, end.context, True
         self._end, self._said = end, said
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt, as the end itself counts them."""
+        """Tokens of a prompt in the endpoint's tokenizer."""
         return self._end.count(prompt)
 
     async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
-        """What it said after the prefix."""
+        """The recorded tokens after the prefix."""
         for token in self._said[len(prefix.generated) :]:
             yield token
 
 
 class MovesAfter(Rule):
-    """Moves after so many tokens, come what may; the target reads the prompt as it was built for it."""
+    """Migrates after `at` tokens, unconditionally; the target gets the prompt in its chat template."""
 
     target = End.DEVICE
 
@@ -128,19 +128,19 @@ class MovesAfter(Rule):
         self.at, self.built = at, built
 
     def prompt_for(self, end: End, prompt: Built) -> Built:
-        """The target's own prompt for the target."""
+        """The target's prompt for the target, else the prompt as it is."""
         return self.built if end is self.target else prompt
 
     def moves_now(self, seen: Seen) -> bool:
-        """After the token of that number."""
+        """Whether `at` tokens are generated."""
         return len(seen.record.tokens) == self.at
 
 
 class _Session:
-    """One measuring session on two ends, and a third where there is one.
+    """One measuring session on two endpoints, and a third if the second model is used.
 
-    A piece is what two ends answer to one prompt, each answer alone and moved to the other end; or what the second
-    model, or a judge, says of all answers to a prompt.
+    A piece has the answers of two endpoints to one prompt, unmigrated and migrated to the other; or the evaluation of
+    all answers to a prompt by the second model or a judge.
     """
 
     def __init__(self, run: Run, server: Endpoint, device: Endpoint, second: Path | None) -> None:
@@ -176,7 +176,7 @@ class _Session:
         }
 
     async def _all(self, other: Endpoint, asked: Sequence[int]) -> list[dict[str, Any]]:
-        """Every answer of the device and of another end, alone and moved to each other."""
+        """All answers of the device and of another endpoint, unmigrated and migrated to each other."""
         rows = []
         for k in asked:
             found = await self.taken.piece(f"{other.name}, prompt {k}", partial(self._prompt, other, k))
@@ -187,10 +187,10 @@ class _Session:
         return rows
 
     async def _prompt(self, other: Endpoint, k: int) -> dict[str, Any]:
-        """Rows of what the device and another end answer to one prompt, and the tokens; both work at once."""
+        """Rows and tokens of the answers of the device and another endpoint to one prompt; both work at once."""
         both = {end.name: end for end in (self.device, other)}
         for end in both.values():
-            end.reuses = False  # type: ignore[attr-defined]  # until it has read this prompt
+            end.reuses = False  # type: ignore[attr-defined]  # until this prompt is in its prefix cache
         answers = await together(*(self._alone(end, k) for end in both.values()))
         said = dict(zip(both, answers, strict=True))
         rows = await together(
@@ -201,7 +201,7 @@ class _Session:
         return {"rows": rows[0] + rows[1], "said": told}
 
     async def _alone(self, end: Endpoint, k: int) -> list[list[Token]]:
-        """The end's own answers, made unless it has said them."""
+        """The unmigrated answers of the endpoint, generated unless they are recorded."""
         if (end.name, k) in self._said:
             return self._said[end.name, k]
         answers = []
@@ -215,7 +215,7 @@ class _Session:
     async def _moved(
         self, source: Endpoint, target: Endpoint, k: int, answers: Sequence[Sequence[Token]]
     ) -> list[dict[str, Any]]:
-        """Rows of each answer, after each place: alone, unless there are these, and as the target ends it."""
+        """Rows of each answer at each position: unmigrated, unless recorded already, and continued by the target."""
         rows, known = list[dict[str, Any]](), (source.name, k) in self._said
         for sample, said in enumerate(answers):
             as_ids = source.vocabulary == target.vocabulary and sample == 0
@@ -237,7 +237,7 @@ class _Session:
         as_ids: bool,
         seeds: list[int],
     ) -> list[Token]:
-        """The answer as a reader gets it whose first `at` tokens are the source's, and the rest the target's."""
+        """The answer that a reader receives: the first `at` tokens are the source's, the rest the target's."""
         vocabulary = source.vocabulary if as_ids else f"{source.vocabulary}, told as text"
         run = stream(
             self._built(source, k),
@@ -262,7 +262,7 @@ class _Session:
         return int(np.random.default_rng([self.settings.seed, *of]).integers(2**31))
 
     def _perplexity(self, path: Path, answers: pd.DataFrame) -> Iterator[dict[str, Any]]:
-        """What a model that made none of these answers makes of them: the request, and the answer as plain text."""
+        """The perplexity of answers, as plain text with the request, under a model that generated none of them."""
         shown = answers[answers["at"] == middle(self.settings.positions)]
         options = {"n_threads": 2, "n_threads_batch": 2, "n_batch": BATCH, "n_ubatch": BATCH}
         with closing(model.load(path, n_ctx=CONTEXT, **options)) as llama:
@@ -272,7 +272,7 @@ class _Session:
                 yield from self.taken.piece_now(f"{SECOND} reads prompt {k}", partial(_read, llama, asked, few))
 
     async def _verdicts(self, one: Endpoint, answers: pd.DataFrame) -> list[dict[str, Any]]:
-        """A judge on every answer that moved at the middle position, beside the one left alone."""
+        """A judge's verdicts on every answer migrated at the middle position, compared with the unmigrated one."""
         shown, rows = answers[answers["at"] == middle(self.settings.positions)], list[dict[str, Any]]()
         alone = shown["moved"] == ALONE
         both = shown[~alone].merge(shown[alone], on=KEYS, suffixes=("", "_alone"))
@@ -293,7 +293,7 @@ class _Session:
 
 
 def _read(llama: "Llama", asked: str, answers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean -log p of a token after the cut of each answer that has one."""
+    """Mean -log p of a token after `at`, for each answer that has one."""
     rows = []
     for row in answers:
         if row["after"]:
@@ -304,6 +304,6 @@ def _read(llama: "Llama", asked: str, answers: Sequence[dict[str, Any]]) -> list
 
 
 def _cut(tokens: Sequence[Token], at: int) -> dict[str, Any]:
-    """An answer as a reader has it, in two halves."""
+    """The text of an answer in two halves."""
     before, after = ("".join(token.text for token in part) for part in (tokens[:at], tokens[at:]))
     return {"tokens": len(tokens), "before": before, "after": after}

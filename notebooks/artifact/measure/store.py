@@ -1,8 +1,8 @@
 """Measurements of this machine: taken in pieces, stored by a hash of what they depend on, verified when read.
 
 `measured` returns a folder of csv files and a manifest. It measures only if no stored folder has the same settings,
-code, model, server and machine, or if that one stayed disturbed; then only disturbed pieces, and those missing after an
-interrupt, are measured. `read` returns the content of such a folder.
+code, model, server and machine, or if that one stayed disturbed; then only disturbed pieces, and those missing after
+an interrupt, are measured. `read` returns the content of such a folder.
 """
 
 import hashlib

@@ -157,7 +157,7 @@ def test_a_machine_that_is_slower_by_a_factor_is_not_disturbed(monkeypatch):
         words.append(reading.disturbed)
     assert words[:20] == [""] * 20
     assert "2.0 times its median" in words[20]
-    assert "3.0 times as long" in words[21]
+    assert "3.0 times its median" in words[21]
 
 
 @pytest.mark.parametrize(
