@@ -23,7 +23,7 @@ CODE := $(wildcard disco_core/*.py disco_core/*/*.py disco_core/*/*/*.py noteboo
 	$(foreach kind,py mplstyle jinja txt,notebooks/artifact/*/*.$(kind)))
 export PYTHONPATH := notebooks
 unexport PYTHONHOME
-.PHONY: help setup figures reproduce quick reference report claims test lint bench data lab lock clean clean-all \
+.PHONY: help setup figures reproduce quick reference report claims test test-all lint bench data lab lock clean clean-all \
 	in-figures in-reproduce in-quick in-reference render force
 $(if $(filter tables public,$(TRACES)),,$(error TRACES=$(TRACES) is not known; it is tables (committed) or public (series)))
 
@@ -70,8 +70,9 @@ $(B)/notebooks/summary.ipynb: $(filter-out %/summary.ipynb %/chat.ipynb,$(EXECUT
 report: setup ## every claim and exhibit of figures/ on one page, build/report.html
 claims: setup ## the verdicts in figures/, without computing anything
 report claims: ; @$(ARTIFACT) $@
-test: setup ## the tests; ARGS="-k claims" passes options on
-	$(PY) -m pytest $(ARGS)
+test: setup ## the tests to run while working (at most 4 minutes); ARGS="-k claims" passes options on
+test-all: setup ## those and the slow ones: notebooks by `make quick`, models, a browser, public traces (those that are there)
+test test-all: ; $(PY) -m pytest $(if $(filter test,$@),-m "not slow") $(ARGS)
 lint: setup ## ruff and mypy
 	$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
 bench: setup ## speed against a plain transcription of the paper's algorithms

@@ -1,6 +1,6 @@
 """How fast planning, drawing and simulating are: absolute times, and ratios to a plain transcription in one run.
 
-Run by `make bench`, which prints the table of medians; nothing here is part of `make test` but the agreement.
+Run by `make bench`, which prints the table of medians. That both sides say the same is tested in `make test`.
 """
 
 import asyncio
@@ -15,20 +15,6 @@ import disco_core as dc
 from artifact.analysis import transcription as plain
 from disco_core.endpoints.base import Prefix
 from tests.helpers.replay import ReplayEndpoint
-
-
-def test_the_transcription_says_the_same(samples, lengths):
-    """Its waits are among the plan's two for each length, its threshold is where the plan starts the server."""
-    ttft, f = dc.TTFTDistribution(samples[:500]), plain.make_f(samples[:500].tolist())
-    for k, b in enumerate((0.02, 0.1, 0.3, 0.6, 0.9)):
-        seen = lengths[50 * k : 50 * (k + 1)]
-        plan = dc.plan_device_constrained(seen, ttft, b)
-        waits = plain.device_constrained(seen.tolist(), f, b)
-        for length, pair in zip(plan.prompt_tokens, plan.delays_s[dc.End.DEVICE], strict=True):
-            assert waits[length] in pair
-        server_delay, _ = dc.plan_server_constrained(seen, b).draw(seen)
-        assert np.array_equal(np.isinf(server_delay), seen <= plain.server_constrained(seen.tolist(), b))
-
 
 N = 100_000
 MILLION = 1_000_000

@@ -1,19 +1,15 @@
 """One device for all: the queue against a clock that goes from event to event, and against the closed form."""
 
 import heapq
-import json
 import math
 from collections import deque
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import disco_core as dc
-from artifact.publish import claims
-from artifact.publish.run import run
 from disco_core.queueing import alone_s
 from tests.helpers.strategies import devices, distributions, plans
 
@@ -204,20 +200,6 @@ def test_bad_values_are_named_as_by_simulate():
             dc.simulate_queue(load, plan, server, device, **given_)
     with pytest.raises(dc.InputError, match="device must be a DeviceProfile"):
         alone_s(load, server)
-
-
-@pytest.mark.slow
-def test_the_notebook_holds_the_queue_beside_no_queue(tmp_path):
-    run("arrivals", tmp_path, quick=True, out=str(tmp_path))
-    cuts = pd.read_csv(tmp_path / "arrivals_tail.csv")
-    assert len(cuts) == 4 * 3 * 2 * (1 + 5 * 6)
-    table = pd.read_csv(tmp_path / "arrivals_table.csv").set_index(["scarce", "load"])
-    # a dropped start is not paid, so a scarce device can only be spent less; a scarce server has no queue
-    assert table["used/b"]["device"].iloc[-1] < table["used/b"]["device"].iloc[0]
-    assert np.ptp(table["used/b"]["server"]) < 1e-9
-    assert table["busy Stoch"].max() < 1
-    found = json.loads((tmp_path / "arrivals.claims.json").read_text())
-    assert {one["id"]: one["verdict"] for one in found} == {id: claims.load()[id].expected for id in ("D12", "D12a")}
 
 
 def test_the_year_does_not_change_who_wins():

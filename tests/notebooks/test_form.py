@@ -48,3 +48,20 @@ def test_no_cell_of_a_notebook_ends_with_what_a_call_for_its_effect_returns():
                 continue
             called = getattr(getattr(getattr(body[-1], "value", None), "func", None), "attr", "")
             assert called not in {"save", "save_table", "legend", "set", "plot"}, f"{path.name}: {source[-80:]}"
+
+
+@pytest.mark.parametrize("path", [path for path in NOTEBOOKS if path.stem != "index"], ids=lambda path: path.stem)
+def test_notebooks_keep_their_form(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    text = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    assert notebook.metadata.kernelspec.name == "python3"
+    assert not any(cell.outputs or cell.execution_count for cell in code)
+    computing = [cell.source for cell in code if "start this notebook in the project's root" not in cell.source]
+    assert 5 <= len(computing) <= 12
+    for source in computing:  # apart from imports
+        assert len([line for line in source.splitlines() if line and not line.startswith(("import", "from"))]) <= 25
+    headings = [line[3:] for source in text for line in source.splitlines() if line.startswith("## ")]
+    assert headings == ["Question", "Design", "Expect", "Compute", "Check"]
+    parameters = next(cell.source for cell in code if "parameters" in cell.metadata.get("tags", []))
+    assert all("  # " in line and ": " in line.split("  # ")[1] for line in parameters.splitlines())

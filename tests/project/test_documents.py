@@ -26,7 +26,8 @@ def targets():
 
 
 def test_make_alone_lists_every_target():
-    assert targets() >= {"setup", "reproduce", "quick", "test", "lint", "bench", "data", "lab", "clean", "claims"}
+    expected = "setup reproduce quick test test-all lint bench data lab clean claims"
+    assert targets() >= set(expected.split())
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split()
     assert set(phony) - targets() == {"in-figures", "in-reproduce", "in-quick", "in-reference", "render", "force"}
@@ -34,7 +35,7 @@ def test_make_alone_lists_every_target():
 
 def test_the_makefile_can_be_read():
     lines = (ROOT / "Makefile").read_text().splitlines()
-    assert len(lines) <= 90
+    assert len(lines) <= 91
     assert max(map(len, lines)) <= 130
 
 

@@ -1,7 +1,6 @@
 """Forecasts: drawn series are what they say, no predictor sees the future, and the oracles are bounds."""
 
 import itertools
-import json
 import os
 
 import numpy as np
@@ -15,7 +14,6 @@ import disco_core as dc
 from artifact.analysis import forecasts, foresight
 from artifact.analysis.forecasts import PREDICTORS, REFERENCES, WINDOW
 from artifact.data import tables, traces
-from artifact.publish.run import run
 
 NAMES = [*REFERENCES, *PREDICTORS]
 
@@ -282,22 +280,3 @@ def test_a_forecast_that_never_changes_is_disco_d(budget):
     # requests of one length are all alike here: the plan mixes two waits at the one where the budget runs out
     waits = (plan.delays_s[dc.End.DEVICE] * plan.probability).sum(axis=1)
     assert at_once.tolist() == lengths[waits == 0].tolist()
-
-
-@pytest.mark.slow
-def test_the_notebook_keeps_the_budget_below_the_oracles(tmp_path):
-    run("prediction", tmp_path, quick=True, out=str(tmp_path))
-    shown = pd.read_csv(tmp_path / "prediction_worth.csv")
-    assert len(shown) == 2 * 9 * 8
-    assert not [column for column in shown if column.endswith(("_low", "_high"))]
-    assert json.loads((tmp_path / "prediction_worth.json").read_text())["caption"].endswith(" Quick size.")
-    assert (shown.spent - shown.b).abs()[~shown.policy.str.startswith("oracle")].max() < 0.1
-    for _, cell in shown.groupby(["device", "b"]):
-        cell = cell.set_index("policy")
-        within = cell[cell.spent <= cell.b]  # what spends more than the oracle may do better
-        assert within.mean_s.min() >= cell.mean_s["oracle"] - 0.005
-        assert within.p99_s.min() >= cell.p99_s["oracle of the tail"] - 1e-9
-    errors = pd.read_csv(tmp_path / "prediction_errors.csv")
-    assert len(errors) == 5 * len(NAMES)
-    verdicts = json.loads((tmp_path / "prediction.claims.json").read_text())
-    assert [one["id"] for one in verdicts] == ["D13"]

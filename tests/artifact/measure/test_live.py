@@ -170,7 +170,8 @@ def test_stopped_in_the_middle_it_leaves_no_server_and_keeps_its_pieces(tmp_path
         preexec_fn=attend,
     )
     wait_for(lambda: any("local_server" in line for line in marked(mark.encode())))
-    wait_for(lambda: sum(one.read_text().count('"piece"') for one in (tmp_path / "stored").glob("*/pieces.jsonl")) > 4)
+    stored = tmp_path / "stored"
+    wait_for(lambda: sum(one.read_text().count('"piece"') for one in stored.glob("*/pieces.jsonl")) > 4)
     process.send_signal(stop)
     process.wait(timeout=60)
     wait_for(lambda: not marked(mark.encode()))

@@ -1,13 +1,8 @@
 """Times of planning: every work is timed at every size, and the claims are judged from them."""
 
-import json
-
 import numpy as np
-import pytest
 
-from artifact.measure import overhead, store
-from artifact.publish import claims
-from artifact.publish.run import run
+from artifact.measure import overhead
 from tests.helpers.measuring import a_run
 
 
@@ -26,19 +21,3 @@ def test_every_work_is_timed_by_turns_and_the_large_ones_less_often(tmp_path, mo
     # what is kept of n numbers needs at least their 8 bytes
     kept = peaks[peaks.work == "build F"]
     assert (kept.value >= 8 * kept.n).all()
-
-
-@pytest.mark.slow
-def test_the_notebook_judges_planning(tmp_path):
-    run("overhead", tmp_path, out=str(tmp_path))
-    found = {one["id"]: one for one in json.loads((tmp_path / "overhead.claims.json").read_text())}
-    assert {id: one["verdict"] for id, one in found.items()} == {"D7": claims.PASS, "D7a": claims.PASS}
-    rows = store.read("data/measured", "overhead")["values"]
-    at = rows[(rows.unit == "s") & (rows.by == overhead.OURS) & (rows.n == overhead.PAPER)]
-    ours = 1e3 * at[at.work == "plan DiSCo-S"].value.median()
-    assert found["D7"]["ours"]["median"] == pytest.approx(ours, rel=1e-5)
-    together = at.pivot(index="repeat", columns="work", values="value")
-    together = 1e3 * (together["build F"] + together["plan DiSCo-D"]).median()
-    assert found["D7a"]["ours"]["median"] == pytest.approx(together, rel=1e-5)
-    for stem in ("overhead", "overhead_table", "overhead_memory"):
-        assert json.loads((tmp_path / f"{stem}.json").read_text())["kind"] == "measured"

@@ -1,0 +1,132 @@
+"""Notebooks that measure, and those that show measurements: in the exhibits of `make quick`, and in small."""
+
+import json
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+
+from artifact.data.model import smollm2_path
+from artifact.files import DATA
+from artifact.measure import overhead, store
+from artifact.publish import claims, reference
+from artifact.publish.run import run
+from disco_core.endpoints.local_server import LocalServer
+from tests.helpers.exhibits import claims as recorded
+from tests.helpers.exhibits import provenance, verdicts
+
+MEASURED = DATA / "measured"
+pytestmark = pytest.mark.slow
+
+
+def test_endpoints_fits_the_device_that_ran(quick):
+    shown = pd.read_csv(quick / "endpoints_correlation.csv")
+    device, servers = shown.iloc[0], shown.iloc[1:]
+    assert device.pearson > 0.95
+    assert servers.pearson.abs().max() < 0.3
+    assert len(servers) == 6
+    assert provenance(quick, "endpoints_ttft")["kind"] == "measured"
+    assert verdicts(quick, "endpoints") == {"D9": claims.PASS}
+
+
+def test_live_runs_every_policy_on_both_settings(quick):
+    shown = pd.read_csv(quick / "live_ttft.csv")
+    assert len(shown) == 2 * 6
+    assert (shown[["mean_s_low", "p50_s", "p90_s"]] > 0).all(axis=None)
+    asked = store.read(MEASURED, "live")["requests"]
+    assert asked.failures.isna().all()
+    # what was held is what the first token took at least, where the server alone answered
+    alone = asked[asked.policy == "server only"]
+    assert (alone.ttft_s >= alone.held_s).all()
+    assert (alone[alone.setting != "raw"].held_s > 0).all()
+    # one answer from two ends is as long as from one, and every token was charged to the end that made it
+    assert (asked.tokens <= asked.server_decode + asked.device_decode).all()
+    found = verdicts(quick, "live")
+    assert set(found) == {"L1", "L2", "L3", "L4"}
+    assert found["L4"] == claims.NOT_TESTED
+
+
+def test_migration_saves_and_the_seam_is_exact(quick):
+    cells = pd.read_csv(quick / "migration_cost.csv")
+    assert len(cells) == 4 * 3 * 2 * 3  # services, phones, constraints, budgets in small
+    assert cells.saving.between(0, 100).all()
+    assert verdicts(quick, "migration").keys() == {"D3", "D5", "D5a", "D6", "D6a", "D11", "L5"}
+    assert pd.read_csv(quick / "migration_seams.csv").exact.all()
+    assert "this machine" not in (quick / "migration_cost.csv").read_text()
+
+
+def test_pd_device_answers_as_soon_as_the_cloud_and_loses_no_token(quick):
+    found = store.read(MEASURED, "pd_device")
+    asked, tokens = found["requests"], found["tokens"]
+    assert asked.failures.isna().all()
+    for _, answer in tokens.groupby(["policy", "request"]):
+        assert answer.token.tolist() == list(range(len(answer)))
+        assert answer.released_s.is_monotonic_increasing
+        assert (answer.generated_s <= answer.released_s + 1e-6).all()
+    both = asked[asked.policy != "device only"]
+    assert (both.ttft_s <= both.held_s + 1.0).all()  # with the cloud's, or sooner
+    assert verdicts(quick, "pd_device").keys() == {"P1", "P2", "P3"}
+    cells = pd.read_csv(quick / "pd_device_lengths.csv")
+    assert len(cells) == 4 * 4 * 8 * 4
+    assert (cells.cloud_s >= 0).all()
+    assert "this machine" not in (quick / "pd_device_lengths.json").read_text()
+
+
+def test_overhead_judges_planning(quick):
+    found = recorded(quick, "overhead")
+    assert {id: one["verdict"] for id, one in found.items()} == {"D7": claims.PASS, "D7a": claims.PASS}
+    rows = store.read("data/measured", "overhead")["values"]
+    at = rows[(rows.unit == "s") & (rows.by == overhead.OURS) & (rows.n == overhead.PAPER)]
+    ours = 1e3 * at[at.work == "plan DiSCo-S"].value.median()
+    assert found["D7"]["ours"]["median"] == pytest.approx(ours, rel=1e-5)
+    together = at.pivot(index="repeat", columns="work", values="value")
+    together = 1e3 * (together["build F"] + together["plan DiSCo-D"]).median()
+    assert found["D7a"]["ours"]["median"] == pytest.approx(together, rel=1e-5)
+    for stem in ("overhead", "overhead_table", "overhead_memory"):
+        assert provenance(quick, stem)["kind"] == "measured"
+
+
+@pytest.mark.parametrize("name", reference.NAMES)
+def test_what_measures_leaves_a_folder_that_is_read_and_judges_nothing(tmp_path, name):
+    run(f"measure_{name}", tmp_path, quick=True, out=str(tmp_path / name))
+    found = store.read(tmp_path, name)
+    assert found.tables
+    optional = {"perplexity", "verdicts"}  # with a second model, and with judges
+    assert all(len(table) for table_name, table in found.tables.items() if table_name not in optional)
+    assert found.disturbed == "measured in its quick size, which is too small to judge"
+
+
+def test_the_reference_is_whole_small_and_of_the_full_size():
+    for name in reference.NAMES:
+        assert store.read(MEASURED, name).disturbed == ""
+    size = sum(path.stat().st_size for path in MEASURED.rglob("*") if path.is_file())
+    assert size < reference.MOST_BYTES
+
+
+def test_chat_answers_where_nobody_is_there(quick):
+    done = nbformat.read(quick.parent / "notebooks" / "chat.ipynb", as_version=4)
+    printed = "".join(
+        output.get("text", "") for cell in done.cells if cell.cell_type == "code" for output in cell.outputs
+    )
+    assert "first token after" in printed
+    assert re.search(r"\b\d+ tokens by the (device|server)", printed)
+
+
+def test_live_asks_a_server_with_a_key_and_does_not_tell_it(tmp_path, monkeypatch):
+    key = "sk-a-key-that-must-not-appear"
+    with LocalServer(smollm2_path(), api_key=key) as local:
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        monkeypatch.setenv("OPENAI_BASE_URL", f"{local.url}/v1")
+        asked = {"server": "openai:smollm2", "prompts": 3, "pairs": 6, "max_tokens": 6}
+        run("measure_live", tmp_path, out=str(tmp_path / "live"), quick=True, **asked)
+        run("live", tmp_path, out=str(tmp_path / "figures"), measurements=str(tmp_path))
+    found = verdicts(tmp_path / "figures")
+    assert found["L1"] == claims.NOT_TESTED
+    reasons = {
+        one["id"]: one["reason"] for one in json.loads((tmp_path / "figures" / "live.claims.json").read_text())
+    }
+    assert "quick size" in reasons["L4"]
+    written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 20
+    assert not any(key.encode() in content for content in written)
