@@ -36,29 +36,29 @@ def seconds(values: ArrayLike, name: str, *, allow_inf: bool = False, unit: str 
     """Numbers of at least 0, finite unless `allow_inf`, of any shape; InputError otherwise."""
     array = numbers(values, name)
     if array.min() < 0 or (not allow_inf and np.isinf(array.max())):
-        kind = "non-negative" if allow_inf else "finite and non-negative"
+        required = "non-negative" if allow_inf else "finite and non-negative"
         bad = array[(array < 0) | (np.isinf(array) & (not allow_inf))]
-        raise InputError(f"{name} must be {kind}{unit}, got {bad[0]}")
+        raise InputError(f"{name} must be {required}{unit}, got {bad[0]}")
     return array
 
 
 def tokens(values: ArrayLike, name: str) -> Ints:
     """Token counts from 1 to 2^31 - 1 as one-dimensional int64; InputError otherwise."""
     if isinstance(values, np.ndarray) and values.dtype == np.int64:
-        whole: Ints = values
+        counts: Ints = values
     else:
         array = numbers(values, name)
         fractions = array[array != np.floor(array)]
         if fractions.size:
             raise InputError(f"{name} must be whole numbers of at least 1, got {fractions[0]}")
-        whole = np.clip(array, -1, MOST_TOKENS + 1).astype(np.int64)
-    if whole.ndim != 1 or whole.size == 0:
-        raise InputError(f"{name} must be one-dimensional and not empty, got shape {whole.shape}")
-    low, high = whole.min(), whole.max()
+        counts = np.clip(array, -1, MOST_TOKENS + 1).astype(np.int64)
+    if counts.ndim != 1 or counts.size == 0:
+        raise InputError(f"{name} must be one-dimensional and not empty, got shape {counts.shape}")
+    low, high = counts.min(), counts.max()
     if low < 1 or high > MOST_TOKENS:
-        bad = np.asarray(values).ravel()[np.argmin(whole) if low < 1 else np.argmax(whole)]
+        bad = np.asarray(values).ravel()[np.argmin(counts) if low < 1 else np.argmax(counts)]
         raise InputError(f"{name} must be whole numbers from 1 to {MOST_TOKENS}, got {bad}")
-    return whole
+    return counts
 
 
 def number(value: Any, name: str, low: float = 0.0, high: float = np.inf, *, above: bool = False) -> float:
@@ -66,13 +66,13 @@ def number(value: Any, name: str, low: float = 0.0, high: float = np.inf, *, abo
     try:
         if isinstance(value, str | bytes | bool | np.bool_):
             raise TypeError
-        found = float(value)
+        result = float(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name} must be a number, got {value!r:.80}") from error
-    if not (np.isfinite(found) and low <= found <= high) or (above and found == low):
+    if not (np.isfinite(result) and low <= result <= high) or (above and result == low):
         allowed = f"above {low:g}" if above else f"at least {low:g}" if high == np.inf else f"in [{low:g}, {high:g}]"
         raise InputError(f"{name} must be finite and {allowed}, got {value}")
-    return found
+    return result
 
 
 def fraction(value: Any, name: str) -> float:
@@ -88,15 +88,15 @@ def positive(value: Any, name: str) -> float:
 def count(value: Any, name: str) -> int:
     """A whole number from 1 to 2^31 - 1; InputError otherwise."""
     with suppress(InputError):
-        found = number(value, name, 1, MOST_TOKENS)
-        if found.is_integer():
-            return int(found)
+        result = number(value, name, 1, MOST_TOKENS)
+        if result.is_integer():
+            return int(result)
     big = isinstance(value, int | float | np.integer | np.floating) and value > MOST_TOKENS
     limit = f"at most {MOST_TOKENS}" if big else "at least 1"
     raise InputError(f"{name} must be a whole number of {limit}, got {value!r:.80}")
 
 
-def kind(value: Any, expected: type[T], name: str) -> T:
+def instance_of(value: Any, expected: type[T], name: str) -> T:
     """The value, if it is an instance of `expected`; InputError otherwise."""
     if not isinstance(value, expected):
         allowed = " or ".join(map(str, expected)) if issubclass(expected, Enum) else f"a {expected.__name__}"
@@ -113,8 +113,8 @@ def generator(rng: Any) -> np.random.Generator:
     return rng
 
 
-def frozen(array: NDArray[Any], *, copy: bool = True) -> Any:
+def read_only(array: NDArray[Any], *, copy: bool = True) -> Any:
     """A read-only copy of the array; with `copy=False` a read-only view of what its owner can still change."""
-    own = array.copy() if copy else array.view()
-    own.setflags(write=False)
-    return own
+    result = array.copy() if copy else array.view()
+    result.setflags(write=False)
+    return result

@@ -77,8 +77,8 @@ class CostModel:
         if min(server) > max(device):
             return Constraint.SERVER
         raise ConstraintError(
-            f"prices do not say which end is scarce: server {server}, device {device} $ per token overlap; "
-            "choose Constraint.DEVICE or Constraint.SERVER yourself"
+            f"prices do not determine the constrained endpoint: server {server}, device {device} $ per token "
+            "overlap; choose Constraint.DEVICE or Constraint.SERVER yourself"
         )
 
 

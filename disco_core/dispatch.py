@@ -46,7 +46,7 @@ class DispatchPlan:
         chance = checks.numbers(self.probability, "probability")
         if delays.shape != (len(End), *chance.shape) or chance.shape[:1] != lengths.shape or chance.ndim != 2:
             raise InputError(
-                f"delays_s {delays.shape} must be (ends, lengths, choices), probability {chance.shape} "
+                f"delays_s {delays.shape} must be (endpoints, lengths, choices), probability {chance.shape} "
                 f"(lengths, choices), for {lengths.size} lengths"
             )
         if np.any(np.diff(lengths) <= 0):
@@ -56,12 +56,14 @@ class DispatchPlan:
             bad = chance.min() if chance.min() < 0 else total[np.argmax(np.abs(total - 1.0))]
             raise InputError(f"probability must be non-negative and sum to 1 for every length, got {bad}")
         if np.any(np.isinf(delays.min(axis=0)) & (chance > 0)):
-            raise InputError("delays_s starts neither end for some choice: one delay of each pair must be finite")
+            raise InputError(
+                "delays_s starts neither endpoint for some choice: one delay of each pair must be finite"
+            )
         if self.constraint is not None:
-            checks.kind(self.constraint, Constraint, "constraint")
+            checks.instance_of(self.constraint, Constraint, "constraint")
             object.__setattr__(self, "budget", checks.fraction(self.budget, "budget"))
         for name, value in (("prompt_tokens", lengths), ("delays_s", delays), ("probability", chance)):
-            object.__setattr__(self, name, checks.frozen(value))
+            object.__setattr__(self, name, checks.read_only(value))
 
     def draw(self, prompt_tokens: ArrayLike, rng: np.random.Generator | None = None) -> Floats:
         """Delays for each request, shape (endpoints, n); unpacks as `server_delay_s, device_delay_s`.
@@ -81,7 +83,7 @@ class DispatchPlan:
 
     def expected_shares(self, prompt_tokens: ArrayLike, ttft: TTFTDistribution, device: DeviceProfile) -> Floats:
         """Expected share of prompt tokens each endpoint starts for, shape (endpoints,), for these lengths and F."""
-        checks.kind(ttft, TTFTDistribution, "ttft")
+        checks.instance_of(ttft, TTFTDistribution, "ttft")
         lengths = LengthDistribution.of(prompt_tokens)
         entry = self._entry(lengths.tokens)
         server, device_delay = self.delays_s[:, entry]
@@ -134,11 +136,11 @@ def plan_stochastic(budget: float, constraint: Constraint, *, both: bool = False
     favourable reading: the other one always starts, and the constrained endpoint as well with probability b.
     """
     b = checks.fraction(budget, "budget")
-    scarce = checks.kind(constraint, Constraint, "constraint").end
+    constrained = checks.instance_of(constraint, Constraint, "constraint").end
     alone = [(0.0, NEVER), (NEVER, 0.0)]
-    with_scarce = (0.0, 0.0) if both else alone[scarce]
+    with_constrained = (0.0, 0.0) if both else alone[constrained]
     letter = constraint.name[0] + ("+" if both else "")
-    return _anywhere(f"Stoch-{letter}", [with_scarce, alone[1 - scarce]], [b, 1.0 - b], constraint, b)
+    return _anywhere(f"Stoch-{letter}", [with_constrained, alone[1 - constrained]], [b, 1.0 - b], constraint, b)
 
 
 def plan_device_constrained(
@@ -155,7 +157,7 @@ def plan_device_constrained(
     seconds the device cannot start: with such samples the share is at most `1 - F(0)`.)
     """
     b, alpha = checks.fraction(budget, "budget"), checks.fraction(tail, "tail")
-    checks.kind(ttft, TTFTDistribution, "ttft")
+    checks.instance_of(ttft, TTFTDistribution, "ttft")
     lengths = LengthDistribution.of(prompt_tokens)
     mass = lengths.tokens * lengths.counts / (lengths.tokens @ lengths.counts)  # l p(l) / E[l]
     # with a budget of 0 the device never starts, not even at a TTFT beyond the longest sample
@@ -218,8 +220,8 @@ def plan_disco(
 
     DiSCo-S uses neither F nor the tail; both are checked all the same.
     """
-    checks.kind(ttft, TTFTDistribution, "ttft"), checks.fraction(tail, "tail")
-    if checks.kind(constraint, Constraint, "constraint") is Constraint.DEVICE:
+    checks.instance_of(ttft, TTFTDistribution, "ttft"), checks.fraction(tail, "tail")
+    if checks.instance_of(constraint, Constraint, "constraint") is Constraint.DEVICE:
         return plan_device_constrained(prompt_tokens, ttft, budget, tail)
     return plan_server_constrained(prompt_tokens, budget)
 

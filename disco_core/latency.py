@@ -54,7 +54,7 @@ class TTFTDistribution:
     @classmethod
     def mixture(cls, parts: "list[TTFTDistribution]", weights: ArrayLike) -> "TTFTDistribution":
         """The mixture that draws from `parts[i]` with probability proportional to `weights[i]`, shape (parts,)."""
-        pool = [checks.kind(part, TTFTDistribution, "parts") for part in parts]
+        pool = [checks.instance_of(part, TTFTDistribution, "parts") for part in parts]
         share = checks.seconds(weights, "weights", unit="")
         if share.shape != (len(pool),) or share.max() == 0:
             raise InputError(f"weights must be {len(pool)} numbers, not all 0, got {weights!r:.80}")
@@ -75,15 +75,15 @@ class TTFTDistribution:
         return new
 
     def _set(self, values_s: Floats, cumulative: Floats, *, equal_weights: bool) -> None:
-        self.values_s = checks.frozen(values_s, copy=False)
-        self.cumulative = checks.frozen(cumulative, copy=False)
+        self.values_s = checks.read_only(values_s, copy=False)
+        self.cumulative = checks.read_only(cumulative, copy=False)
         self._equal_weights = equal_weights
 
     def cdf(self, t: ArrayLike) -> Floats:
         """`F(t) = P(TTFT <= t)`, same shape as t."""
         below = np.searchsorted(self.values_s, checks.numbers(t, "t"), side="right")
-        found: Floats = np.where(below > 0, self.cumulative[below - 1], 0.0)[()]
-        return found
+        probability: Floats = np.where(below > 0, self.cumulative[below - 1], 0.0)[()]
+        return probability
 
     def sf(self, t: ArrayLike) -> Floats:
         """`1 - F(t) = P(TTFT > t)`: the probability that an endpoint which waits t is started."""
@@ -134,7 +134,7 @@ class ServerProfile:
     decode_rate: float
 
     def __post_init__(self) -> None:
-        checks.kind(self.ttft, TTFTDistribution, "ttft")
+        checks.instance_of(self.ttft, TTFTDistribution, "ttft")
         object.__setattr__(self, "decode_rate", checks.positive(self.decode_rate, "decode_rate"))
 
 

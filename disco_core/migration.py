@@ -20,11 +20,11 @@ from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.record import Record
 from disco_core.workload import LengthDistribution
 
-Built = TypeVar("Built")  # a prompt as an endpoint takes it
+AnyPrompt = TypeVar("AnyPrompt")  # a prompt as an endpoint takes it
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StreamState:
     """The state of a live answer that a rule decides on, `now_s` seconds after the request was meant to start.
 
     record          tokens so far, hand-overs, charges
@@ -63,19 +63,19 @@ class Rule:
     prepares: bool = False
     paces: bool = False
 
-    def prompt_for(self, end: End, prompt: Built) -> Built:
+    def prompt_for(self, end: End, prompt: AnyPrompt) -> AnyPrompt:
         """The prompt for an endpoint, without generated tokens: by default the same for both."""
         return prompt
 
-    def moves_now(self, seen: Seen) -> bool:
+    def moves_now(self, state: StreamState) -> bool:
         """Whether to hand over after the token that was generated last."""
         return False
 
-    def due_s(self, seen: Seen, index: int, source: End) -> float:
+    def due_s(self, state: StreamState, index: int, source: End) -> float:
         """The earliest release of a token, after all tokens before it are released; called again at each release."""
         raise NotImplementedError
 
-    def ask_again_s(self, seen: Seen) -> float:
+    def ask_again_s(self, state: StreamState) -> float:
         """While the target is awaited: when to call this again; `now_s` asks the source for more tokens meanwhile."""
         return math.inf
 
@@ -109,7 +109,7 @@ class MigrationRule(Rule):
             "device": DeviceProfile,
         }
         for name, expected in kinds.items():
-            checks.kind(getattr(self, name), expected, name)
+            checks.instance_of(getattr(self, name), expected, name)
         checks.positive(self.reading_rate, "reading_rate")
         checks.fraction(self.takeover_quantile, "takeover_quantile")
 
@@ -119,10 +119,10 @@ class MigrationRule(Rule):
         saved = self.cost.server_decode - self.cost.device_decode
         return None if saved == 0 else End.DEVICE if saved > 0 else End.SERVER
 
-    def moves_now(self, seen: Seen) -> bool:
+    def moves_now(self, state: StreamState) -> bool:
         """Whether moving saves cost and the reader will not notice."""
-        elapsed_s = seen.now_s - (seen.record.ttft_s or 0.0)
-        return bool(self.moves(seen.prompt_tokens, len(seen.record.tokens), elapsed_s))
+        elapsed_s = state.now_s - (state.record.ttft_s or 0.0)
+        return bool(self.moves(state.prompt_tokens, len(state.record.tokens), elapsed_s))
 
     def expected_remaining(self, generated: ArrayLike) -> Floats:
         """`E[N - n | N > n]` over the observed lengths, same shape as n; 0 beyond the longest."""

@@ -57,7 +57,7 @@ def alone_s(load: Workload, device: DeviceProfile) -> Floats:
     >>> alone_s(load, DeviceProfile(prefill_rate=50.0, decode_rate=14.0)).tolist()
     [0.4, 1.8]
     """
-    checks.kind(load, Workload, "load"), checks.kind(device, DeviceProfile, "device")
+    checks.instance_of(load, Workload, "load"), checks.instance_of(device, DeviceProfile, "device")
     return device.ttft(load.prompt_tokens) + (load.output_tokens - 1) / device.decode_rate
 
 

@@ -117,7 +117,7 @@ def simulate(
     InputError if a shape is wrong, a time is negative or NaN, or a draw is needed and rng is missing.
     """
     if cost is not None:
-        checks.kind(cost, CostModel, "cost")
+        checks.instance_of(cost, CostModel, "cost")
     times, delays = drawn(load, plan, server, device, rng, ttft_s, delays_s)
     (server_ttft, device_ttft), (server_delay, device_delay) = times, delays
     server_first = server_delay + server_ttft
@@ -134,7 +134,7 @@ def simulate(
     if rule is None:
         return result
     takeover_s = server_ttft if ttft_s is not None or rng is None else server.ttft.sample(len(load), rng)
-    checks.kind(rule, MigrationRule, "rule")
+    checks.instance_of(rule, MigrationRule, "rule")
     return replace(result, **_migrate(result, rule, server, device, takeover_s, cost))
 
 
@@ -143,12 +143,12 @@ def _ledger(load: Workload, winner: NDArray[np.int8], started: tuple[Any, Any], 
     by_device = np.where(winner == End.DEVICE, made_by_winner, load.output_tokens - made_by_winner)
     prefill = [load.prompt_tokens * began for began in started]
     # where the answer moved, the other endpoint also prefilled the prompt and the generated tokens
-    moved = made_by_winner < load.output_tokens
-    reread = (load.prompt_tokens + made_by_winner) * moved
+    migrated = made_by_winner < load.output_tokens
+    handed_over = (load.prompt_tokens + made_by_winner) * migrated
     return Ledger(
-        prefill[End.SERVER] + reread * (winner == End.DEVICE),
+        prefill[End.SERVER] + handed_over * (winner == End.DEVICE),
         load.output_tokens - by_device,
-        prefill[End.DEVICE] + reread * (winner == End.SERVER),
+        prefill[End.DEVICE] + handed_over * (winner == End.SERVER),
         by_device,
     )
 
@@ -163,9 +163,9 @@ def _migrate(
 ) -> dict[str, Any]:
     """Generate every answer token by token, blocks of requests at a time, and move it where the rule says so."""
     load, blocks = race.load, list(_blocks(race.load.output_tokens))
-    found = [_answers(race, rule, server, device, takeover_s, rows) for rows in blocks]
+    columns = [_answers(race, rule, server, device, takeover_s, rows) for rows in blocks]
     back = np.argsort(np.concatenate(blocks))
-    migrated_at, delay_num, tbt_p99_s, qoe = (np.concatenate(column)[back] for column in zip(*found, strict=True))
+    migrated_at, delay_num, tbt_p99_s, qoe = (np.concatenate(column)[back] for column in zip(*columns, strict=True))
     made = np.where(migrated_at > 0, migrated_at, load.output_tokens)
     ledger = _ledger(load, race.winner, (race.server_started, race.device_started), made)
     return {
@@ -228,10 +228,10 @@ def drawn(
     delays_s: ArrayLike | None = None,
 ) -> tuple[tuple[Floats, Floats], Floats]:
     """TTFTs and the plan's delays, shape (n,) for each endpoint, drawn or given as in `simulate`."""
-    kinds: list[tuple[object, type, str]] = [(load, Workload, "load"), (plan, DispatchPlan, "plan")]
-    kinds += [(server, ServerProfile, "server"), (device, DeviceProfile, "device")]
-    for value, expected, name in kinds:
-        checks.kind(value, expected, name)
+    expected_types: list[tuple[object, type, str]] = [(load, Workload, "load"), (plan, DispatchPlan, "plan")]
+    expected_types += [(server, ServerProfile, "server"), (device, DeviceProfile, "device")]
+    for value, expected, name in expected_types:
+        checks.instance_of(value, expected, name)
     times = _ttft(load, server, device, rng, ttft_s)
     if delays_s is None:
         return times, plan.draw(load.prompt_tokens, rng)
@@ -263,5 +263,5 @@ def _given_delays(values: ArrayLike, n: int) -> Floats:
     if delays.shape != (len(End), n):
         raise InputError(f"delays_s must have shape ({len(End)}, {n}), got {delays.shape}")
     if np.isinf(delays.min(axis=0)).any():
-        raise InputError("delays_s starts neither end for some request: one of its two delays must be finite")
+        raise InputError("delays_s starts neither endpoint for some request: one of its two delays must be finite")
     return delays

@@ -27,8 +27,8 @@ class LengthDistribution:
             raise InputError(f"tokens must ascend strictly, got {length[at]} and then {length[at + 1]}")
         if length.astype(np.float64) @ count > 2**62:
             raise InputError("tokens and counts are too large: their products must add up to at most 2^62")
-        object.__setattr__(self, "tokens", checks.frozen(length))
-        object.__setattr__(self, "counts", checks.frozen(count))
+        object.__setattr__(self, "tokens", checks.read_only(length))
+        object.__setattr__(self, "counts", checks.read_only(count))
 
     @classmethod
     def of(cls, lengths: "ArrayLike | LengthDistribution", name: str = "prompt_tokens") -> "LengthDistribution":
@@ -45,8 +45,8 @@ class LengthDistribution:
     @classmethod
     def _of(cls, tokens: Ints, counts: Ints) -> "LengthDistribution":
         new = object.__new__(cls)
-        object.__setattr__(new, "tokens", checks.frozen(tokens, copy=False))
-        object.__setattr__(new, "counts", checks.frozen(counts, copy=False))
+        object.__setattr__(new, "tokens", checks.read_only(tokens, copy=False))
+        object.__setattr__(new, "counts", checks.read_only(counts, copy=False))
         return new
 
     @property
@@ -72,9 +72,11 @@ class Workload:
     output_tokens: Ints
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arrival_s", checks.frozen(checks.seconds(self.arrival_s, "arrival_s"), copy=False))
+        object.__setattr__(
+            self, "arrival_s", checks.read_only(checks.seconds(self.arrival_s, "arrival_s"), copy=False)
+        )
         for name in ("prompt_tokens", "output_tokens"):
-            object.__setattr__(self, name, checks.frozen(checks.tokens(getattr(self, name), name), copy=False))
+            object.__setattr__(self, name, checks.read_only(checks.tokens(getattr(self, name), name), copy=False))
         if not self.arrival_s.shape == self.prompt_tokens.shape == self.output_tokens.shape:
             raise InputError(
                 "arrival_s, prompt_tokens and output_tokens must have one entry per request, got "
@@ -95,7 +97,7 @@ class Workload:
     ) -> "Workload":
         """n requests of independent lengths, arriving as a Poisson process of `rate` requests per second."""
         for name, lengths in (("prompt", prompt), ("output", output)):
-            checks.kind(lengths, LengthDistribution, name)
+            checks.instance_of(lengths, LengthDistribution, name)
         gaps = checks.generator(rng).exponential(1.0 / checks.positive(rate, "rate"), checks.count(n, "n"))
         arrival_s = np.cumsum(gaps)
         return cls(arrival_s, prompt.sample(n, rng), output.sample(n, rng))

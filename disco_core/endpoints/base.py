@@ -77,11 +77,11 @@ class Endpoint(Protocol):
 
 def ahead(endpoint: Endpoint, tokens: AsyncGenerator[Token, None]) -> int:
     """How many tokens an endpoint has generated beyond those that `tokens` yielded: 0 unless it has `ahead`."""
-    told = getattr(endpoint, "ahead", None)
-    return int(told(tokens)) if told else 0
+    report = getattr(endpoint, "ahead", None)
+    return int(report(tokens)) if report else 0
 
 
-def built(endpoint: Endpoint, prompt: Prompt) -> Prompt:
+def apply_chat_template(endpoint: Endpoint, prompt: Prompt) -> Prompt:
     """Messages in the chat template of an endpoint, if it applies one; any other prompt unchanged."""
     build = getattr(endpoint, "built", None)
     return build(prompt) if build and is_chat(prompt) else prompt
@@ -92,10 +92,10 @@ def checked(value: Any, name: str) -> Endpoint:
     wanted = (*Endpoint.__annotations__, "count", "generate")
     missing = [one for one in wanted if not hasattr(value, one)]
     if isinstance(value, type) or missing:
-        without = f", which has no {', '.join(missing)}" if len(missing) < len(wanted) and missing else ""
-        raise InputError(f"{name} must be an endpoint, got {value!r:.80}{without}")
-    found: Endpoint = value
-    return found
+        lacking = f", which has no {', '.join(missing)}" if len(missing) < len(wanted) and missing else ""
+        raise InputError(f"{name} must be an endpoint, got {value!r:.80}{lacking}")
+    endpoint: Endpoint = value
+    return endpoint
 
 
 def checked_prompt(value: Any) -> Prompt:
@@ -121,7 +121,7 @@ def is_chat(prompt: Any) -> TypeGuard[Sequence[Message]]:
     return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], Mapping)
 
 
-def own(prompt: Prompt) -> Prompt:
+def copy_prompt(prompt: Prompt) -> Prompt:
     """A copy of a prompt, to pass to code that may change it."""
     if isinstance(prompt, str):
         return prompt
@@ -133,8 +133,8 @@ def _messages(values: Sequence[Any]) -> list[Message]:
     for message in values:
         fields = {str(key): message[key] for key in message}
         if fields.keys() != {"role", "content"}:
-            found = ", ".join(fields) or "nothing"
-            raise InputError(f"prompt must have messages of a role and a content alone, got one with {found}")
+            present = ", ".join(fields) or "nothing"
+            raise InputError(f"prompt must have messages of a role and a content alone, got one with {present}")
         if fields["role"] not in ROLES:
             raise InputError(
                 f"prompt must have messages with a role of {', '.join(ROLES)}, got {fields['role']!r:.80}"
@@ -149,7 +149,7 @@ def _messages(values: Sequence[Any]) -> list[Message]:
     return [dict(message) for message in values]
 
 
-def whole(value: Any, name: str) -> int:
+def non_negative_int(value: Any, name: str) -> int:
     """The value, if it is a whole number of at least 0, such as a seed; InputError otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
         raise InputError(f"{name} must be a whole number of at least 0, got {value!r:.80}")
@@ -166,7 +166,7 @@ def estimate(prompt: Prompt) -> int:
     return -(-len(words(prompt).encode()) // 4) if isinstance(prompt, str) or is_chat(prompt) else len(prompt)
 
 
-async def ended(task: "asyncio.Task[None]") -> None:
+async def wait_stopped(task: "asyncio.Task[None]") -> None:
     """Wait until a task that was asked to stop has stopped; raise its exception, unless it was cancelled.
 
     If the wait itself is cancelled, the task is cancelled once more, so that it is not left running.
@@ -181,7 +181,7 @@ async def ended(task: "asyncio.Task[None]") -> None:
         task.result()
 
 
-async def until(when: float) -> None:
+async def sleep_until(when: float) -> None:
     """Sleep until a time of the loop's clock: an absolute deadline does not drift as sums of sleeps do."""
     loop = asyncio.get_running_loop()
     if when <= loop.time():

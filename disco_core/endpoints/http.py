@@ -30,7 +30,7 @@ class Events:
         lines = (self._rest + raw).replace(b"\r\n", b"\n").split(b"\n")
         self._rest = lines.pop()
         if len(self._rest) > LONGEST_EVENT:
-            raise ValueError("a line without an end")
+            raise ValueError("a line that is too long")
         for line in lines:
             line = line.removesuffix(b"\r")
             field, _, value = line.partition(b":")
@@ -49,7 +49,7 @@ def secret(key: str | None, name: str) -> str | None:
     return key
 
 
-def without(key: str | None, text: str) -> str:
+def redact(key: str | None, text: str) -> str:
     """A server's text in one line of at most 300 characters, with the key redacted."""
     line = " ".join(text.split())
     return (line.replace(key, "***") if key else line)[:300]
@@ -59,9 +59,9 @@ def address(url: str, name: str) -> str:
     """The URL, if it has no credentials, query or fragment; InputError otherwise."""
     allowed = f"{name}: url must be http://host or https://host, without a key, a query or a fragment"
     try:
-        found = urlsplit(checks.kind(url, str, "url"))
-        hidden = found.username or found.password or found.query or found.fragment or "@" in url
-        good = found.scheme in ("http", "https") and found.hostname and found.port != 0 and url.isprintable()
+        parts = urlsplit(checks.instance_of(url, str, "url"))
+        hidden = parts.username or parts.password or parts.query or parts.fragment or "@" in url
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
     except ValueError:
         raise InputError(allowed) from None
     if hidden or not good:
@@ -105,22 +105,22 @@ class Remote:
             self._client, self._loop = self._new_client(), loop
         return self._client
 
-    def _said(self, words: object, most: int = 60) -> str:
+    def _quote(self, words: object, most: int = 60) -> str:
         """A server's text, shortened and with the key redacted, for an error message."""
-        return without(self._key, str(words))[:most]
+        return redact(self._key, str(words))[:most]
 
-    def _refusal(self, status: int, retry_after: str | None, said: object) -> RefusedError:
+    def _refusal(self, status: int, retry_after: str | None, text: object) -> RefusedError:
         """The error for a status other than 200."""
-        after = f", Retry-After {self._said(retry_after)} s" if retry_after else ""
-        words = [f"{status}{after}", MEANING.get(status, ""), self._said(said, 300)]
+        after = f", Retry-After {self._quote(retry_after)} s" if retry_after else ""
+        words = [f"{status}{after}", MEANING.get(status, ""), self._quote(text, 300)]
         return RefusedError(self.name, ": ".join(filter(None, words)))
 
     def _unreadable(self, error: object) -> ProtocolError:
-        return ProtocolError(self.name, f"it sent what nobody can read: {self._said(error, 80)}")
+        return ProtocolError(self.name, f"it sent something unreadable: {self._quote(error, 80)}")
 
     def _broken(self, error: BaseException) -> EndpointError:
         """The error for a failure of the transport, by its classes' names, which httpx and its successor share."""
-        name, what = self.name, self._said(error, 200) or type(error).__name__
+        name, what = self.name, self._quote(error, 200) or type(error).__name__
         kinds = {kind.__name__ for kind in type(error).__mro__}
         if "ConnectTimeout" in kinds:
             return RefusedError(name, "it cannot be reached: no connection within its deadline")

@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 
 from disco_core import checks
 from disco_core.endpoints.base import Prefix, Prompt, Token, estimate
-from disco_core.endpoints.vocabulary import PROBE, admit, fingerprint, in_template, parts
+from disco_core.endpoints.vocabulary import PROBE, apply_chat_template, fingerprint, prompt_segments, validate_prompt
 from disco_core.errors import CutError, EndpointError, InputError, RefusedError
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ class LlamaCppEndpoint:
     ) -> None:
         self.name, self.continues, self.confirmed, self.reuses = name, True, 0, reuses
         self.temperature = checks.number(temperature, "temperature")
-        self.chat_template = None if chat_template is None else checks.kind(chat_template, str, "chat_template")
+        self.chat_template = (
+            None if chat_template is None else checks.instance_of(chat_template, str, "chat_template")
+        )
         self._path = model_file(name, model_path)
         self._options = {"n_ctx": checks.count(n_ctx, "n_ctx"), "n_threads": checks.count(n_threads, "n_threads")}
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -138,7 +140,7 @@ class LlamaCppEndpoint:
 
     def built(self, prompt: Prompt) -> str | Sequence[int]:
         """The prompt as the model gets it: messages in its chat template; RefusedError if it does not take them."""
-        return in_template(prompt, self._template)
+        return apply_chat_template(prompt, self._template)
 
     def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The tokens that follow, up to the end of the turn. Closing stops even a prefill within milliseconds."""
@@ -154,9 +156,9 @@ class LlamaCppEndpoint:
 
     async def _answer(self, prefix: Prefix, jobs: list[_Job]) -> AsyncGenerator[Token, None]:
         ids: list[int] = []
-        for i, part in enumerate(parts(self.built(prefix.prompt), prefix.generated)):
+        for i, part in enumerate(prompt_segments(self.built(prefix.prompt), prefix.generated)):
             ids += self._tokenize(part, i == 0) if isinstance(part, str) else part
-        admit(self.name, prefix, ids, self._size, self.context)
+        validate_prompt(self.name, prefix, ids, self._size, self.context)
         if self._closed:
             raise RefusedError(self.name, "it is closed")
         job = _Job(ids, prefix, asyncio.get_running_loop())
@@ -215,9 +217,9 @@ class LlamaCppEndpoint:
     def _chat(self) -> Any:
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
-        found = self.chat_template or self._llama.metadata.get("tokenizer.chat_template")
+        template = self.chat_template or self._llama.metadata.get("tokenizer.chat_template")
         eos = self._mark(self._llama.token_eos())
-        return None if found is None else Jinja2ChatFormatter(found, eos_token=eos, bos_token=self._bos)
+        return None if template is None else Jinja2ChatFormatter(template, eos_token=eos, bos_token=self._bos)
 
     def _mark(self, id: int) -> str:
         """The text of a special token; "" if the model has none."""

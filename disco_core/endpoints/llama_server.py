@@ -26,7 +26,7 @@ import httpx
 from disco_core import checks
 from disco_core.endpoints.base import Prefix, Prompt, Token, estimate, is_chat
 from disco_core.endpoints.http import LONGEST_EVENT, Events, Remote, stale, watched
-from disco_core.endpoints.vocabulary import PROBE, admit, fingerprint, in_template, parts
+from disco_core.endpoints.vocabulary import PROBE, apply_chat_template, fingerprint, prompt_segments, validate_prompt
 from disco_core.errors import CutError, EndpointError, ProtocolError, RefusedError, StalledError
 
 QUESTION_S = 2.0  # seconds that a blocking query may take
@@ -79,8 +79,8 @@ class LlamaServerEndpoint(Remote):
             self._bos = self._tokenize("", True)
             self.vocabulary = fingerprint(self._size, self._tokenize(PROBE, False))
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            what = self._said(repr(error), 80)
-            failed = ProtocolError(name, f"it does not speak as a llama.cpp server does ({what})")
+            what = self._quote(repr(error), 80)
+            failed = ProtocolError(name, f"it does not answer as a llama.cpp server does ({what})")
         if failed:  # raised here so that the server's text does not become its context
             raise failed
 
@@ -103,7 +103,7 @@ class LlamaServerEndpoint(Remote):
 
     def built(self, prompt: Prompt) -> str | Sequence[int]:
         """The prompt as the model gets it: messages in the chat template, which the server applies."""
-        return in_template(prompt, self._template)
+        return apply_chat_template(prompt, self._template)
 
     async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The tokens that follow, up to the end of the turn.
@@ -113,11 +113,11 @@ class LlamaServerEndpoint(Remote):
         ids: list[int] = []
         prompt = prefix.prompt
         read = await asyncio.to_thread(self.built, prompt) if is_chat(prompt) else self.built(prompt)
-        for i, part in enumerate(parts(read, prefix.generated)):
+        for i, part in enumerate(prompt_segments(read, prefix.generated)):
             if isinstance(part, str):
                 part = list(await asyncio.to_thread(self._tokenize, part, i == 0))
             ids += part
-        admit(self.name, prefix, ids, self._size, self.context)
+        validate_prompt(self.name, prefix, ids, self._size, self.context)
         mark = secrets.randbelow(2**31)  # identifies the slot, so that `_free` can see when it has stopped
         request = {
             "prompt": ids,
@@ -177,7 +177,7 @@ class LlamaServerEndpoint(Remote):
                 kind = response.headers.get("content-type", "none")
                 if not kind.startswith("text/event-stream"):
                     raise ProtocolError(
-                        self.name, f"it answered with {self._said(kind)}, not with a stream of events"
+                        self.name, f"it answered with {self._quote(kind)}, not with a stream of events"
                     )
                 yield await stack.enter_async_context(aclosing(self._parsed(response)))
             except httpx.HTTPError as error:
@@ -229,7 +229,7 @@ class LlamaServerEndpoint(Remote):
         """Messages, as JSON, in the server's chat template."""
         try:
             found = self._ask("POST", "/apply-template", {"messages": json.loads(messages)})
-            return checks.kind(found["prompt"], str, "prompt")
+            return checks.instance_of(found["prompt"], str, "prompt")
         except RefusedError as error:
             why = str(error).removeprefix(f"{self.name}: ")
             raise RefusedError(self.name, f"messages cannot be put in its chat template: {why}") from None
@@ -251,7 +251,7 @@ class LlamaServerEndpoint(Remote):
                 for piece in response.iter_raw():
                     raw += piece
                     if len(raw) > LONGEST_EVENT or time.monotonic() > deadline:
-                        raise ProtocolError(self.name, "it answers a question without an end")
+                        raise ProtocolError(self.name, "its reply to a query does not end")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             failed = self._broken(error)
         if failed:
@@ -291,11 +291,11 @@ class _Reader:
         if "error" in event or "message" in event:
             said = event.get("error") or event
             said = said.get("message", "an error") if isinstance(said, dict) else said
-            raise CutError(name, self.endpoint._said(said, 300))
+            raise CutError(name, self.endpoint._quote(said, 300))
         if "prompt_progress" in event:
             return []
         try:
-            text, ids = checks.kind(event["content"], str, "content"), [int(id) for id in event["tokens"]]
+            text, ids = checks.instance_of(event["content"], str, "content"), [int(id) for id in event["tokens"]]
             stop = bool(event["stop"])
             made = int(event["tokens_predicted"]) - (self.index - self.first)
         except (KeyError, TypeError, ValueError) as error:
@@ -313,7 +313,7 @@ class _Reader:
         """The tokens still held back, without one that ends the turn; all text of the event goes to the last."""
         name, why = self.endpoint.name, event.get("stop_type")
         if why not in ("eos", "word", "limit"):
-            raise CutError(name, f"it stopped for no known reason: {self.endpoint._said(repr(why))}")
+            raise CutError(name, f"it stopped for no known reason: {self.endpoint._quote(repr(why))}")
         held = (self._empty + [None] * made)[: max(0, made - (why == "eos"))]
         texts = [""] * (len(held) - 1) + [str(event["content"])]
         tokens = self._numbered([Token(0, text, id) for text, id in zip(texts, held, strict=False)])

@@ -17,8 +17,8 @@ from typing import IO, Any
 import httpx
 
 from disco_core import checks
-from disco_core.endpoints.base import whole
-from disco_core.endpoints.http import secret, without
+from disco_core.endpoints.base import non_negative_int
+from disco_core.endpoints.http import redact, secret
 from disco_core.endpoints.llama_cpp import BATCH, model_file
 from disco_core.errors import EndpointError, InputError, RefusedError, StalledError
 
@@ -53,7 +53,7 @@ class LocalServer:
         deadline_s: float = 60.0,
     ) -> None:
         self.name, self._key = name, secret(api_key, name)
-        if whole(port, "port") > 65535:
+        if non_negative_int(port, "port") > 65535:
             raise InputError(f"port must be at most 65535, got {port}")
         settings = {
             "model": str(model_file(name, model_path).resolve()),
@@ -64,8 +64,8 @@ class LocalServer:
             "api_key": self._key,
         }
         deadline = time.monotonic() + checks.positive(deadline_s, "deadline_s")
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # its stderr, for an error message
-        self._process = _start(self._said)
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  # its stderr, for an error message
+        self._process = _start(self._stderr)
         atexit.register(self.close)
         try:
             self.url = self._settle(settings, deadline)
@@ -88,7 +88,7 @@ class LocalServer:
             if pipe:
                 with suppress(BrokenPipeError):
                     pipe.close()
-        self._said.close()
+        self._stderr.close()
 
     def __enter__(self) -> "LocalServer":
         return self
@@ -127,12 +127,12 @@ class LocalServer:
         raise StalledError(self.name, "it was not healthy within its deadline")
 
     def _died(self) -> EndpointError:
-        self._said.seek(0)
-        last = self._said.read().decode(errors="replace").strip().splitlines()[-1:] or ["without a word"]
-        return RefusedError(self.name, f"it did not start: {without(self._key, last[0])}")
+        self._stderr.seek(0)
+        last = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:] or ["without a message"]
+        return RefusedError(self.name, f"it did not start: {redact(self._key, last[0])}")
 
 
-def _start(said: IO[bytes]) -> subprocess.Popen[bytes]:
+def _start(stderr: IO[bytes]) -> subprocess.Popen[bytes]:
     """This module in a new interpreter."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
@@ -141,7 +141,7 @@ def _start(said: IO[bytes]) -> subprocess.Popen[bytes]:
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=said,
+        stderr=stderr,
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": path},
     )
@@ -154,7 +154,7 @@ def _claimed(name: str, port: int) -> int:
         try:
             probe.bind((HOST, port))
         except OSError as error:
-            raise RefusedError(name, f"port {port} of {HOST} cannot be had: {error.strerror}") from None
+            raise RefusedError(name, f"port {port} of {HOST} is not free: {error.strerror}") from None
     return port
 
 

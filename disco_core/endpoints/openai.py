@@ -53,7 +53,7 @@ class OpenAIEndpoint(Remote):
         deadline_s: float = 30.0,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model, key = checks.kind(model, str, "model"), api_key or os.environ.get("OPENAI_API_KEY")
+        self.model, key = checks.instance_of(model, str, "model"), api_key or os.environ.get("OPENAI_API_KEY")
         url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
         super().__init__(name or f"openai:{model}", url, key, deadline_s)
         self.base_url = self._address
@@ -61,7 +61,7 @@ class OpenAIEndpoint(Remote):
             raise RefusedError(self.name, "no key: set OPENAI_API_KEY, or pass api_key")
         if continuation not in get_args(Continuation):
             raise InputError(f"continuation must be one of {', '.join(get_args(Continuation))}, got {continuation!r}")
-        if template is not None and checks.kind(template, str, "template").count("{prompt}") != 1:
+        if template is not None and checks.instance_of(template, str, "template").count("{prompt}") != 1:
             raise InputError(f"template must contain {{prompt}} once, got {template!r:.80}")
         self.continuation, self.template = continuation, template
         self.continues = continuation != "none"
@@ -120,7 +120,7 @@ class OpenAIEndpoint(Remote):
             stack.push_async_callback(stream.close)
             kind = stream.response.headers.get("content-type", "none")
             if not kind.startswith("text/event-stream"):
-                raise ProtocolError(self.name, f"it answered with {self._said(kind)}, not with a stream of events")
+                raise ProtocolError(self.name, f"it answered with {self._quote(kind)}, not with a stream of events")
             return stream
 
         try:
@@ -176,24 +176,24 @@ class OpenAIEndpoint(Remote):
         """The user's words in a prompt that has the format of the template."""
         before, after = (self.template or "{prompt}").split("{prompt}")
         if not (prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before + after)):
-            raise RefusedError(self.name, f"the prompt was not built with its template: {prompt!r:.60}")
+            raise RefusedError(self.name, f"the prompt does not have the format of its template: {prompt!r:.60}")
         return prompt[len(before) : len(prompt) - len(after)]
 
     def _translated(self, error: Exception, *, begun: bool) -> EndpointError:
         """An error of the package as an EndpointError, in one line and without the key."""
         openai = self._package
         if isinstance(error, openai.APIStatusError):
-            said = error.body.get("message") if isinstance(error.body, dict) else None
-            return self._refusal(error.status_code, error.response.headers.get("retry-after"), said or "")
+            message = error.body.get("message") if isinstance(error.body, dict) else None
+            return self._refusal(error.status_code, error.response.headers.get("retry-after"), message or "")
         if isinstance(error, openai.APIConnectionError):
             return self._broken(error.__cause__ or error)
         if isinstance(error, openai.APIError):
-            return CutError(self.name, self._said(error.message, 300))
+            return CutError(self.name, self._quote(error.message, 300))
         if isinstance(error, ValueError | TypeError | AttributeError):
             return self._unreadable(error)
         if begun:
             return self._broken(error)
-        return RefusedError(self.name, self._said(f"{type(error).__name__}: {error}", 300))
+        return RefusedError(self.name, self._quote(f"{type(error).__name__}: {error}", 300))
 
 
 def _package(name: str) -> Any:
@@ -237,7 +237,7 @@ class _Chunks:
         if self.reason is None:
             raise CutError(self.endpoint.name, "the stream ended without a finish reason")
         if self.reason not in ("stop", "length"):
-            raise CutError(self.endpoint.name, f"it stopped early: {self.endpoint._said(self.reason)}")
+            raise CutError(self.endpoint.name, f"it stopped early: {self.endpoint._quote(self.reason)}")
 
     @staticmethod
     def _texts(choice: Any, text: str, counted: int) -> list[str]:

@@ -20,13 +20,13 @@ def fingerprint(vocabulary_size: int, probe_ids: Sequence[int]) -> str:
     return f"{vocabulary_size}-{hashlib.sha256(repr(list(probe_ids)).encode()).hexdigest()[:16]}"
 
 
-def in_template(prompt: Prompt, template: Callable[[str], str]) -> str | Sequence[int]:
+def apply_chat_template(prompt: Prompt, template: Callable[[str], str]) -> str | Sequence[int]:
     """The prompt as the model gets it: a text or ids unchanged, messages (as JSON) in its chat template."""
     as_it_is: Any = prompt
     return template(json.dumps([dict(message) for message in prompt])) if is_chat(prompt) else as_it_is
 
 
-def parts(prompt: str | Sequence[int], generated: Sequence[Token]) -> list[str | list[int]]:
+def prompt_segments(prompt: str | Sequence[int], generated: Sequence[Token]) -> list[str | list[int]]:
     """The prefix in segments to tokenise and join: ids where they are known, otherwise text.
 
     Generated tokens are given as ids if all have one, and otherwise as text, which is appended to a prompt that is a
@@ -40,7 +40,7 @@ def parts(prompt: str | Sequence[int], generated: Sequence[Token]) -> list[str |
     return [given + text] if isinstance(given, str) else [given, text]
 
 
-def admit(name: str, prefix: Prefix, ids: Sequence[int], vocabulary_size: int, context: int | None) -> None:
+def validate_prompt(name: str, prefix: Prefix, ids: Sequence[int], vocabulary_size: int, context: int | None) -> None:
     """RefusedError unless the ids are of this vocabulary and fit the context with the tokens that may follow."""
     if not ids:
         raise RefusedError(name, "the prompt must not be empty")
@@ -49,6 +49,6 @@ def admit(name: str, prefix: Prefix, ids: Sequence[int], vocabulary_size: int, c
     strange = next((id for id in ids if not 0 <= id < vocabulary_size), None)
     if strange is not None:
         raise RefusedError(name, f"token ids must be from 0 to {vocabulary_size - 1}, got {strange}")
-    whole = len(ids) + prefix.max_tokens
-    if context is not None and whole > context:
-        raise RefusedError(name, f"prompt and answer need {whole} tokens of context, it has {context}")
+    needed = len(ids) + prefix.max_tokens
+    if context is not None and needed > context:
+        raise RefusedError(name, f"prompt and answer need {needed} tokens of context, it has {context}")

@@ -18,16 +18,16 @@ from disco_core.endpoints.base import (
     Prefix,
     Prompt,
     Token,
-    built,
+    apply_chat_template,
     checked_prompt,
+    copy_prompt,
     estimate,
-    own,
-    until,
-    whole,
+    non_negative_int,
+    sleep_until,
 )
 from disco_core.errors import EndpointError, StreamError
 from disco_core.live.work import Work
-from disco_core.migration import Rule, Seen
+from disco_core.migration import Rule, StreamState
 from disco_core.record import LATE, HandOver, Record, StreamedToken
 
 
@@ -164,12 +164,12 @@ class Machine:
             self.record.tokens[index] = token = replace(token, due_s=self._due(index, token.source))
         return token
 
-    def _seen(self, target: End) -> Seen:
+    def _seen(self, target: End) -> StreamState:
         now, work = self._now(), next((work for work in self._works if work.end is target), None)
         reading_s = self._worked_s[target] + (0.0 if work is None else now - self._began_s[target])
         released = max(self.released, min(1, len(self.record.tokens)))  # the first is due at once
         read = None if work is None else work.read
-        return Seen(self.record, self.prompt_of(target)[1], now, work is not None, reading_s, read, released)
+        return StreamState(self.record, self.prompt_of(target)[1], now, work is not None, reading_s, read, released)
 
     def _moves(self, source: End) -> bool:
         """Whether the rule hands over now; a refusal is recorded once for each reason."""
@@ -181,7 +181,7 @@ class Machine:
             return False
         refusal = self._refusal(target)
         if refusal is None and rule.reads_on and not getattr(self.ends[target], "reuses", False):
-            refusal = f"{self.ends[target].name} does not go on from what it has read"
+            refusal = f"{self.ends[target].name} does not reuse its prefix cache"
         if refusal and refusal not in record.refusals:
             record.refusals.append(refusal)
         return refusal is None
@@ -194,10 +194,14 @@ class Machine:
         if end not in self._built:
             prompt = self.prompt
             try:
-                wanted = prompt if self.rule is None else checked_prompt(self.rule.prompt_for(end, own(prompt)))
-                prompt = built(self.ends[end], wanted)
+                wanted = (
+                    prompt if self.rule is None else checked_prompt(self.rule.prompt_for(end, copy_prompt(prompt)))
+                )
+                prompt = apply_chat_template(self.ends[end], wanted)
             except Exception as error:  # a user's function: the answer goes on without it
-                self._unbuilt[end] = f"no prompt was built for {self.ends[end].name}: {type(error).__name__}: {error}"
+                self._unbuilt[end] = (
+                    f"no prompt could be made for {self.ends[end].name}: {type(error).__name__}: {error}"
+                )
             self._built[end] = prompt, self.count(end) if prompt == self.prompt else self._counted(end, prompt)
         return self._built[end]
 
@@ -211,7 +215,7 @@ class Machine:
         """Tokens by an endpoint's own count; an estimate if that fails, which is no reason to end the answer."""
         endpoint = self.ends[end]
         try:
-            return whole(endpoint.count(prompt), f"{endpoint.name}: count")
+            return non_negative_int(endpoint.count(prompt), f"{endpoint.name}: count")
         except Exception as error:  # a user's function
             warnings.warn(f"{endpoint.name} cannot count tokens: {type(error).__name__}: {error}", stacklevel=2)
             return estimate(prompt)
@@ -261,7 +265,7 @@ class Machine:
             for token, made in zip(self._generated, record.tokens, strict=True)
         )
         prompt, charged = self.prompt_of(end)
-        prefix = Prefix(own(prompt), generated, self.max_tokens - len(generated), self.seed)
+        prefix = Prefix(copy_prompt(prompt), generated, self.max_tokens - len(generated), self.seed)
         charged += self._read_again(end, prompt, generated)
         if getattr(endpoint, "reuses", False):
             charged, self._asked[end] = max(0, charged - self._asked[end]), charged
@@ -332,8 +336,8 @@ class Machine:
         self.record.unconfirmed[work.end] += closing.cancelled() or closing.exception() is not None
 
     def _both_failed(self) -> StreamError:
-        why = "; ".join(map(str, [*self.record.failures, *self.record.refusals])) or "no end could be started"
-        return StreamError(f"neither end could go on after {len(self._generated)} tokens: {why}")
+        why = "; ".join(map(str, [*self.record.failures, *self.record.refusals])) or "no endpoint could be started"
+        return StreamError(f"neither endpoint could continue after {len(self._generated)} tokens: {why}")
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time() - self.start
@@ -341,7 +345,7 @@ class Machine:
     async def _first_of(self, awaited: list[asyncio.Future[Token | None]], at: float | None) -> None:
         """Wake at the first of these tokens or at a time, after all else that happens at that instant."""
         loop = asyncio.get_running_loop()
-        timer = None if at is None else loop.create_task(until(self.start + at))
+        timer = None if at is None else loop.create_task(sleep_until(self.start + at))
         try:
             events: list[asyncio.Future[Token | None] | asyncio.Task[None]] = [*awaited]
             await asyncio.wait(events + ([timer] if timer else []), return_when=asyncio.FIRST_COMPLETED)

@@ -10,7 +10,15 @@ from disco_core import checks
 from disco_core.cost import End
 from disco_core.delivery import READING_RATE
 from disco_core.dispatch import DispatchPlan
-from disco_core.endpoints.base import Endpoint, Prompt, checked, checked_prompt, is_chat, until, whole
+from disco_core.endpoints.base import (
+    Endpoint,
+    Prompt,
+    checked,
+    checked_prompt,
+    is_chat,
+    non_negative_int,
+    sleep_until,
+)
 from disco_core.errors import InputError
 from disco_core.live.machine import Machine
 from disco_core.migration import Rule
@@ -45,9 +53,9 @@ def stream(
     confirm_s      seconds to wait, at the end of the run, until cancelled work is confirmed to have stopped
     InputError for a bad argument at once; StreamError from the iteration once both endpoints have failed.
     """
-    checks.kind(plan, DispatchPlan, "plan")
+    checks.instance_of(plan, DispatchPlan, "plan")
     if rule is not None:
-        checks.kind(rule, Rule, "rule")
+        checks.instance_of(rule, Rule, "rule")
         if rule.paces and not wait:
             raise InputError("wait must be True with a rule that paces: it looks at what is released, got False")
     rate = reading_rate if reading_rate is not None else READING_RATE if rule is None else rule.reading_rate
@@ -65,12 +73,12 @@ def stream(
         checks.positive(rate, "reading_rate"),
         checks.positive(stall_s, "stall_s"),
         checks.positive(confirm_s, "confirm_s"),
-        None if seed is None else whole(seed, "seed"),
-        checks.kind(wait, bool, "wait"),
+        None if seed is None else non_negative_int(seed, "seed"),
+        checks.instance_of(wait, bool, "wait"),
     )
-    scarce = plan.constraint.end if plan.constraint else End.DEVICE
+    constrained = plan.constraint.end if plan.constraint else End.DEVICE
     drawn = None if rng is None else checks.generator(rng)
-    delays = plan.draw(np.array([machine.count(scarce)]), drawn)[:, 0]
+    delays = plan.draw(np.array([machine.count(constrained)]), drawn)[:, 0]
     machine.delays = float(delays[End.SERVER]), float(delays[End.DEVICE])
     return Run(machine, None if start_s is None else checks.number(start_s, "start_s"))
 
@@ -139,7 +147,7 @@ class Run:
                     break
                 if machine.wait:
                     due = machine.start + machine.due(index).released_s
-                    await until(due)
+                    await sleep_until(due)
                     if self._ending:
                         break
                     machine.record.late_s.append(max(0.0, loop.time() - due))

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import AsyncGenerator
 
 from disco_core.cost import End
-from disco_core.endpoints.base import Endpoint, Prefix, Token, ended, whole
+from disco_core.endpoints.base import Endpoint, Prefix, Token, non_negative_int, wait_stopped
 from disco_core.errors import CutError, EndpointError, ProtocolError, StalledError
 
 News = Token | EndpointError | None  # the next token, a failure, or None for the end of the answer
@@ -31,20 +31,20 @@ class Work:
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
         self._wanted = asyncio.Event()
-        self._kept: list[News] = []  # what came before it was requested
+        self._undelivered: list[News] = []  # what came before it was requested
         self._reading = self._closing = False
         self.ask()
         self._task = self._loop.create_task(self._run())
 
     def ask(self) -> None:
         self.next: asyncio.Future[Token | None] = self._loop.create_future()
-        if self._kept:
-            self._tell(self._kept.pop(0))
+        if self._undelivered:
+            self._deliver(self._undelivered.pop(0))
             return
         self._wanted.set()
         self._patience = self._loop.time() + self.stall_s
         if self._alarm is None:  # one timer for many tokens: it checks the time when it fires
-            self._alarm = self._loop.call_at(self._patience, self._ring)
+            self._alarm = self._loop.call_at(self._patience, self._on_stall)
 
     async def _run(self) -> None:
         """Get a token whenever one is requested, until the end of the answer, a failure or `close`."""
@@ -61,13 +61,13 @@ class Work:
                 news = await self._following(interrupt)
                 if self._wanted.is_set():
                     self._wanted.clear()
-                    self._tell(news)
+                    self._deliver(news)
                 else:
-                    self._kept.append(news)
+                    self._undelivered.append(news)
                 if not isinstance(news, Token):
                     return
                 if interrupt and self._task.cancelling():  # it did not cancel itself, or it would have undone that
-                    self._kept.append(CutError(self.endpoint.name, "it was cancelled"))
+                    self._undelivered.append(CutError(self.endpoint.name, "it was cancelled"))
                     return
         finally:
             await self._closed()
@@ -77,7 +77,7 @@ class Work:
         name, self._reading = self.endpoint.name, True
         try:
             if self._tokens is None:
-                raise self._refused or CutError(name, "it gave no tokens to ask for")
+                raise self._refused or CutError(name, "it gave no generator of tokens")
             step = anext(self._tokens) if interrupt is None else self._tokens.athrow(interrupt)
             while (index := self._checked(token := await step)) < self.index:
                 if self._closing:
@@ -101,7 +101,7 @@ class Work:
     def _checked(self, token: Token) -> int:
         """The index of a token, after checking that it is one; it counts as generated."""
         if not (isinstance(token, Token) and isinstance(token.index, int) and isinstance(token.text, str)):
-            raise ProtocolError(self.endpoint.name, f"sent {token!r:.60}, which is no Token with a place and a text")
+            raise ProtocolError(self.endpoint.name, f"sent {token!r:.60}, which is no Token with an index and a text")
         token.text.encode()  # raises for half a character
         self.made += 1
         return token.index
@@ -116,7 +116,7 @@ class Work:
         failure.__cause__ = error
         return failure
 
-    def _tell(self, news: News) -> None:
+    def _deliver(self, news: News) -> None:
         if self.next.done():
             return
         if isinstance(news, EndpointError):
@@ -124,32 +124,32 @@ class Work:
         else:
             self.next.set_result(news)
 
-    def _ring(self) -> None:
+    def _on_stall(self) -> None:
         self._alarm = None
         if not self.next.done():
             if self._loop.time() < self._patience:
-                self._alarm = self._loop.call_at(self._patience, self._ring)
+                self._alarm = self._loop.call_at(self._patience, self._on_stall)
             else:
-                self._tell(StalledError(self.endpoint.name, f"sent nothing for {self.stall_s:g} s"))
+                self._deliver(StalledError(self.endpoint.name, f"sent nothing for {self.stall_s:g} s"))
 
     @property
     def charged(self) -> int:
         """Tokens generated so far, also those not yet delivered."""
-        return self.made + (self._told("ahead") or 0)
+        return self.made + (self._reported("ahead") or 0)
 
     @property
     def read(self) -> int | None:
         """Tokens of the prefix that the endpoint has prefilled; None where unknown."""
-        return self._told("read")
+        return self._reported("read")
 
-    def _told(self, what: str) -> int | None:
+    def _reported(self, what: str) -> int | None:
         """What the endpoint reports of this generation; None if it cannot, which is no reason to end the answer."""
         tell, name = getattr(self.endpoint, what, None), self.endpoint.name
         if tell is None or self._tokens is None:
             return None
         try:
             found = tell(self._tokens)
-            return None if found is None else whole(found, f"{name}: {what}")
+            return None if found is None else non_negative_int(found, f"{name}: {what}")
         except Exception as error:  # a user's function
             warnings.warn(f"{name} cannot tell `{what}`: {type(error).__name__}: {error}", stacklevel=2)
             return None
@@ -163,7 +163,7 @@ class Work:
         self._wanted.set()
         if self._reading:
             self._task.cancel()
-        await ended(self._task)
+        await wait_stopped(self._task)
 
     async def _closed(self) -> None:
         if self._tokens is not None:

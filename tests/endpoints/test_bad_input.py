@@ -201,7 +201,7 @@ def test_a_server_that_answers_questions_without_an_end_is_left():
 
     for answer in (endless, dribbling):
         with serving(answer) as url:
-            assert "without an end" in str(failure_of(native, url))
+            assert "does not end" in str(failure_of(native, url))
 
 
 # --- servers that hang in the middle
@@ -312,7 +312,7 @@ def test_a_port_that_is_taken_at_the_last_moment_is_named(started, monkeypatch):
     ("library", "kind", "deadline_s", "word"),
     [
         ("raise ImportError", dc.RefusedError, 60, "needs the package xllamacpp"),
-        ("import os; os._exit(3)", dc.RefusedError, 60, "did not start: without a word"),
+        ("import os; os._exit(3)", dc.RefusedError, 60, "did not start: without a message"),
         ("import time; time.sleep(60)", dc.StalledError, 1, "did not start within its deadline"),
         ("CommonParams = None", dc.RefusedError, 60, "did not start: TypeError"),
         # here the interpreter has to come up within the deadline

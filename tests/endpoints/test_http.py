@@ -46,7 +46,7 @@ def test_events_do_not_depend_on_where_bytes_are_cut(texts, newline, data):
 
 def test_a_line_without_an_end_is_not_kept_for_ever():
     reader = Events()
-    with pytest.raises(ValueError, match="without an end"):
+    with pytest.raises(ValueError, match="too long"):
         [list(reader.feed(b"x" * 100_000)) for _ in range(100)]
 
 
@@ -114,11 +114,11 @@ def test_ids_go_as_ids_and_text_as_text(generated, sent):
     [
         (events(piece("a", [97], 1)), dc.CutError, "without a stop reason"),
         (events(piece("a", [97], 1), b"[DONE]"), dc.CutError, "without a stop reason"),
-        (events(piece("a", [97], 1), b"{not json"), dc.ProtocolError, "nobody can read"),
-        (events(piece("a", [97], 1), b'"\xff"'), dc.ProtocolError, "nobody can read"),
-        (events(piece("a", [97], 1), b"[1]"), dc.ProtocolError, "nobody can read"),
-        (events(piece("a", [97], 1), {"what": 1}), dc.ProtocolError, "nobody can read"),
-        (events(piece("a", [97], 1), piece(None, [98], 2)), dc.ProtocolError, "nobody can read"),
+        (events(piece("a", [97], 1), b"{not json"), dc.ProtocolError, "unreadable"),
+        (events(piece("a", [97], 1), b'"\xff"'), dc.ProtocolError, "unreadable"),
+        (events(piece("a", [97], 1), b"[1]"), dc.ProtocolError, "unreadable"),
+        (events(piece("a", [97], 1), {"what": 1}), dc.ProtocolError, "unreadable"),
+        (events(piece("a", [97], 1), piece(None, [98], 2)), dc.ProtocolError, "unreadable"),
         (events(piece("a", [97], 1), {"error": {"message": "no slot"}}), dc.CutError, "no slot"),
         (events(piece("a", [97], 1), piece("", [], 1, "limit")), dc.CutError, "context is full"),
         (events(piece("a", [97], 1), piece("", [], 1, "none")), dc.CutError, "no known reason"),
@@ -298,8 +298,8 @@ def test_the_open_turn_goes_as_the_server_wants_it(continuation, path, expected)
         (events(chunk("a")), dc.CutError, "without a finish reason"),
         (events(chunk("a"), b"[DONE]"), dc.CutError, "without a finish reason"),
         (events(chunk("a", reason="content_filter")), dc.CutError, "content_filter"),
-        (events(chunk("a"), b"{not json"), dc.ProtocolError, "nobody can read"),
-        (events(chunk("a"), b"[1]"), dc.ProtocolError, "nobody can read"),
+        (events(chunk("a"), b"{not json"), dc.ProtocolError, "unreadable"),
+        (events(chunk("a"), b"[1]"), dc.ProtocolError, "unreadable"),
         (events(chunk("a"), {"error": {"message": "overloaded"}}), dc.CutError, "overloaded"),
         (lambda h: reply(h, b"<html>", kind="text/html"), dc.ProtocolError, "text/html"),
         (lambda h: reply(h, {"error": {"message": f"bad key {KEY}"}}, 401), dc.RefusedError, "401: the key is wrong"),

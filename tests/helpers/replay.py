@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from disco_core import checks
-from disco_core.endpoints.base import Prefix, Prompt, Token, is_chat, whole, words
+from disco_core.endpoints.base import Prefix, Prompt, Token, is_chat, non_negative_int, words
 from disco_core.errors import CutError, ProtocolError, RefusedError
 
 
@@ -67,11 +67,11 @@ class ReplayEndpoint:
     def __post_init__(self) -> None:
         if not callable(self.ttft_s):
             checks.number(self.ttft_s, "ttft_s")
-        if whole(self.length, "length") > 1:
+        if non_negative_int(self.length, "length") > 1:
             checks.seconds(self.token_gaps_s, "token_gaps_s")
         if self.fail is not None:
-            checks.kind(self.fail, Failure, "fail")
-        whole(self.at, "at")
+            checks.instance_of(self.fail, Failure, "fail")
+        non_negative_int(self.at, "at")
         checks.number(self.cancel_s, "cancel_s")
 
     def count(self, prompt: Prompt) -> int:
@@ -89,10 +89,10 @@ class ReplayEndpoint:
             self._asked = tokens
             if self.fail in (Failure.REFUSE, Failure.RATE_LIMIT):
                 raise RefusedError(self.name, self.fail.value)
-            whole = tokens + prefix.max_tokens
-            if self.context is not None and whole > self.context:
+            non_negative_int = tokens + prefix.max_tokens
+            if self.context is not None and non_negative_int > self.context:
                 raise RefusedError(
-                    self.name, f"prompt and answer need {whole} tokens of context, it has {self.context}"
+                    self.name, f"prompt and answer need {non_negative_int} tokens of context, it has {self.context}"
                 )
             await asyncio.sleep(self._reads(prefix, tokens))
             if self.fail is Failure.DIE_BEFORE_FIRST:
@@ -150,8 +150,10 @@ class ReplayEndpoint:
         assert all(token.id in (None, token.index) for token in prefix.generated)
         if self.seen:
             earlier = self.seen[0]
-            whole = earlier.max_tokens + len(earlier.generated)
-            assert prefix.max_tokens + len(generated) == whole, f"{self.name}: {prefix.max_tokens} tokens left?"
+            non_negative_int = earlier.max_tokens + len(earlier.generated)
+            assert prefix.max_tokens + len(generated) == non_negative_int, (
+                f"{self.name}: {prefix.max_tokens} tokens left?"
+            )
             assert prefix.prompt == earlier.prompt, f"{self.name} was given another prompt"
         assert prefix.max_tokens >= 1
         self.seen.append(prefix)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import disco_core as dc
 from disco_core import stream
-from disco_core.endpoints.base import until
+from disco_core.endpoints.base import sleep_until
 from tests.helpers.clock import run
 from tests.helpers.replay import Failure, ReplayEndpoint
 from tests.helpers.strategies import plans, rules
@@ -80,7 +80,7 @@ def test_a_cancel_at_the_instant_of_a_token_is_not_logged():
     async def cancelled():
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: logged.append(context))
-        sleeping = asyncio.create_task(until(1.0))
+        sleeping = asyncio.create_task(sleep_until(1.0))
         loop.call_at(1.0, sleeping.cancel)
         await asyncio.sleep(0)
         await asyncio.wait([sleeping])

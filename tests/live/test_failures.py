@@ -94,7 +94,7 @@ def test_an_end_that_never_answers_is_named_within_its_deadline():
         tokens, error, ended = run(until_the_end(live))
         assert tokens == []
         assert str(error) == (
-            "neither end could go on after 0 tokens: there: sent nothing for 2 s; here: sent nothing for 2 s"
+            "neither endpoint could continue after 0 tokens: there: sent nothing for 2 s; here: sent nothing for 2 s"
         )
         assert [type(failure) for failure in live.record.failures] == [dc.StalledError] * 2
         assert live.record.error is error

@@ -17,7 +17,7 @@ from disco_core import checks
 from disco_core.cost import End
 from disco_core.dispatch import DispatchPlan
 from disco_core.latency import DeviceProfile
-from disco_core.migration import Built, Rule, Seen
+from disco_core.migration import AnyPrompt, Rule, StreamState
 from disco_core.record import LATE
 
 MOST_RECALLS = 2  # after so many recalls the cloud generates the rest
@@ -62,7 +62,7 @@ class TakeOver(Rule):
     paces = True
 
     def __post_init__(self) -> None:
-        checks.kind(self.device, DeviceProfile, "device")
+        checks.instance_of(self.device, DeviceProfile, "device")
         for name in ("cloud_token_s", "resume_s", "spare"):
             checks.number(getattr(self, name), name)
         checks.positive(self.tpot_limit_s, "tpot_limit_s")
@@ -72,84 +72,84 @@ class TakeOver(Rule):
         """A refined prompt is ready with the cloud's first token, at which the device starts its prefill."""
         return self.refine is not None
 
-    def prompt_for(self, end: End, prompt: Built) -> Built:
+    def prompt_for(self, end: End, prompt: AnyPrompt) -> AnyPrompt:
         """The full prompt for the cloud, the refined one for the device."""
-        refined: Built = prompt if self.refine is None or end is End.SERVER else self.refine(prompt)
+        refined: AnyPrompt = prompt if self.refine is None or end is End.SERVER else self.refine(prompt)
         return refined
 
-    def moves_now(self, seen: Seen) -> bool:
+    def moves_now(self, state: StreamState) -> bool:
         """Whether the cloud's n tokens bridge the time until the device's first, `(R - C) / n <= s`."""
         if max(self.cloud_token_s, 1 / self.device.decode_rate) > self.tpot_limit_s:
             return False
-        if sum(one.reason == LATE for one in seen.record.handovers) == MOST_RECALLS:
+        if sum(one.reason == LATE for one in state.record.handovers) == MOST_RECALLS:
             return False
-        if not seen.record.handovers:
-            lasts_s = self._first_s(seen) + len(seen.record.tokens) * self.tpot_limit_s
-        elif seen.reads:  # it was late: this time its prefill has to finish first
+        if not state.record.handovers:
+            lasts_s = self._first_s(state) + len(state.record.tokens) * self.tpot_limit_s
+        elif state.reads:  # it was late: this time its prefill has to finish first
             return False
         else:  # and some tokens may have been released too early
-            lasts_s = self._lasts_s(seen)
-        return self._planned_s(seen, len(seen.record.tokens)) <= lasts_s
+            lasts_s = self._lasts_s(state)
+        return self._planned_s(state, len(state.record.tokens)) <= lasts_s
 
-    def due_s(self, seen: Seen, index: int, source: End) -> float:
+    def due_s(self, state: StreamState, index: int, source: End) -> float:
         """A token of the cloud: `tau = max(t_c, (R - C) / n)` after the last, at most s; of the device: 1/d after."""
-        last = seen.record.tokens[index - 1]
+        last = state.record.tokens[index - 1]
         last_s = last.released_s
         if source is End.DEVICE:
             return last_s + (self.cloud_token_s if last.source is End.SERVER else 1 / self.device.decode_rate)
-        sent = self._sent(seen)
-        even_s = (self._planned_s(seen, sent) - last_s) / (sent - index + 1)
+        sent = self._sent(state)
+        even_s = (self._planned_s(state, sent) - last_s) / (sent - index + 1)
         return last_s + max(self.cloud_token_s, min(even_s, self.tpot_limit_s))
 
-    def ask_again_s(self, seen: Seen) -> float:
+    def ask_again_s(self, state: StreamState) -> float:
         """The latest time at which the cloud can be recalled so that the reader waits no longer than s for a token.
 
         It is recalled only if the device is not expected by then; otherwise this is checked again soon after.
         """
-        lasts_s, often_s = self._lasts_s(seen), self.tpot_limit_s / 8
+        lasts_s, often_s = self._lasts_s(state), self.tpot_limit_s / 8
         ask_s = lasts_s - self.resume_s - often_s
-        if ask_s > seen.now_s + ROUNDING_S:
-            return min(ask_s, seen.now_s + self.tpot_limit_s)  # the pace may change until then
-        late = lasts_s + ROUNDING_S < self.ready_s(seen, len(seen.record.tokens))
-        return seen.now_s if late else seen.now_s + often_s
+        if ask_s > state.now_s + ROUNDING_S:
+            return min(ask_s, state.now_s + self.tpot_limit_s)  # the pace may change until then
+        late = lasts_s + ROUNDING_S < self.ready_s(state, len(state.record.tokens))
+        return state.now_s if late else state.now_s + often_s
 
-    def ready_s(self, seen: Seen, sent: int) -> float:
+    def ready_s(self, state: StreamState, sent: int) -> float:
         """R: when the device has prefilled its prompt and `sent` tokens; inf if it is overdue and reports nothing.
 
         A device that reports its prefill is expected to continue at the speed so far, at most that of its profile.
         """
-        rate, l = self.device.prefill_rate, seen.prompt_tokens
-        known = next((one.at for one in reversed(seen.record.handovers) if one.target is End.DEVICE), 0)
-        made = seen.record.tokens
-        made_s = (made[-1].generated_s if made else seen.now_s) + (sent - len(made)) * self.cloud_token_s
-        there_s = max(seen.now_s, made_s)
-        if not seen.reads and seen.reading_s > 0:
+        rate, l = self.device.prefill_rate, state.prompt_tokens
+        known = next((one.at for one in reversed(state.record.handovers) if one.target is End.DEVICE), 0)
+        made = state.record.tokens
+        made_s = (made[-1].generated_s if made else state.now_s) + (sent - len(made)) * self.cloud_token_s
+        there_s = max(state.now_s, made_s)
+        if not state.reads and state.reading_s > 0:
             return there_s + (sent - known) / rate
-        reading_s = seen.reading_s - self.device.startup
+        reading_s = state.reading_s - self.device.startup
         left_s = (l + known) / rate - reading_s
-        if seen.read is not None and reading_s > 0:
-            read = reading_s * rate if seen.read <= reading_s * rate < seen.read + STEP_TOKENS else seen.read
+        if state.read is not None and reading_s > 0:
+            read = reading_s * rate if state.read <= reading_s * rate < state.read + STEP_TOKENS else state.read
             rate = min(rate, read / reading_s)
             left_s = (l + known - read) / rate if read else math.inf
         elif left_s < -ROUNDING_S - self.spare * (l + known) / rate:
             left_s = math.inf
-        return max(seen.now_s + left_s, there_s) + (sent - known) / rate if left_s < math.inf else math.inf
+        return max(state.now_s + left_s, there_s) + (sent - known) / rate if left_s < math.inf else math.inf
 
-    def _planned_s(self, seen: Seen, sent: int) -> float:
+    def _planned_s(self, state: StreamState, sent: int) -> float:
         """R, including the spare time."""
-        return self.ready_s(seen, sent) + self.spare * (seen.prompt_tokens + sent) / self.device.prefill_rate
+        return self.ready_s(state, sent) + self.spare * (state.prompt_tokens + sent) / self.device.prefill_rate
 
-    def _lasts_s(self, seen: Seen) -> float:
+    def _lasts_s(self, state: StreamState) -> float:
         """When the reader runs out of tokens, if one is released every s seconds from now on."""
-        left = len(seen.record.tokens) - seen.released
-        return seen.record.tokens[seen.released - 1].released_s + (left + 1) * self.tpot_limit_s
+        left = len(state.record.tokens) - state.released
+        return state.record.tokens[state.released - 1].released_s + (left + 1) * self.tpot_limit_s
 
-    def _sent(self, seen: Seen) -> int:
+    def _sent(self, state: StreamState) -> int:
         """Tokens that the cloud has sent at the hand-over, or will have sent by then."""
-        there = len(seen.record.tokens)
-        if seen.record.handovers and seen.record.handovers[-1].target is End.DEVICE:
-            return seen.record.handovers[-1].at
-        behind_s = self._planned_s(seen, 0) - self._first_s(seen)
+        there = len(state.record.tokens)
+        if state.record.handovers and state.record.handovers[-1].target is End.DEVICE:
+            return state.record.handovers[-1].at
+        behind_s = self._planned_s(state, 0) - self._first_s(state)
         room_s = self.tpot_limit_s - 1 / self.device.prefill_rate
         return (
             max(there, math.ceil((behind_s - ROUNDING_S) / room_s))
@@ -158,5 +158,5 @@ class TakeOver(Rule):
         )
 
     @staticmethod
-    def _first_s(seen: Seen) -> float:
-        return seen.now_s if seen.record.ttft_s is None else seen.record.ttft_s
+    def _first_s(state: StreamState) -> float:
+        return state.now_s if state.record.ttft_s is None else state.record.ttft_s

@@ -69,7 +69,7 @@ class Settings:
         for name, column in columns.items():
             if column.ndim != 1 or column.shape != k.shape:
                 raise InputError(f"{name} must have one entry per request, shape {k.shape}, got {column.shape}")
-            object.__setattr__(self, name, checks.frozen(column))
+            object.__setattr__(self, name, checks.read_only(column))
 
     def __len__(self) -> int:
         return self.k.size
@@ -135,7 +135,7 @@ def choose(
     Not feasible, and left to the cloud alone (k = N - 1, rho = 1): `1/d > s`, or no `k <= N - 1` satisfies this. A
     device that answers first needs no tokens: k = 0, tau = 1/d. InputError if a value or a shape is wrong.
     """
-    checks.kind(device, DeviceProfile, "device")
+    checks.instance_of(device, DeviceProfile, "device")
     limit = checks.positive(tpot_limit_s, "tpot_limit_s")
     shares = _allowed(rho, loss, checks.number(loss_limit, "loss_limit"))[:, None]
     prompt = checks.tokens(prompt_tokens, "prompt_tokens")
@@ -183,10 +183,10 @@ def simulate_pd(
     also charged the k + 1 tokens that it prefills after the prompt. An answer of at most k + 1 tokens is the cloud's.
     A late device is waited for: the cloud is not recalled. InputError if a shape is wrong.
     """
-    checks.kind(load, Workload, "load")
-    checks.kind(settings, Settings, "settings")
-    checks.kind(device, DeviceProfile, "device")
-    expected = device if planned is None else checks.kind(planned, DeviceProfile, "planned")
+    checks.instance_of(load, Workload, "load")
+    checks.instance_of(settings, Settings, "settings")
+    checks.instance_of(device, DeviceProfile, "device")
+    expected = device if planned is None else checks.instance_of(planned, DeviceProfile, "planned")
     if len(settings) != len(load):
         raise InputError(f"settings must be one per request, {len(load)}, got {len(settings)}")
     first, token = _cloud(cloud_ttft_s, cloud_token_s, len(load))
@@ -227,7 +227,7 @@ def simulate_pd(
 
 def cloud_only(load: Workload, cloud_ttft_s: ArrayLike, cloud_token_s: ArrayLike) -> Answers:
     """The baseline whose load P/D-Device reduces: the cloud generates every token, and each is released at once."""
-    checks.kind(load, Workload, "load")
+    checks.instance_of(load, Workload, "load")
     first, token = _cloud(cloud_ttft_s, cloud_token_s, len(load))
     length, none = load.output_tokens, np.zeros(len(load), np.int64)
     last = first + (length - 1) * token
@@ -238,8 +238,8 @@ def cloud_only(load: Workload, cloud_ttft_s: ArrayLike, cloud_token_s: ArrayLike
 
 def device_only(load: Workload, device: DeviceProfile) -> Answers:
     """The other baseline: the device prefills the full prompt and generates every token."""
-    checks.kind(load, Workload, "load")
-    checks.kind(device, DeviceProfile, "device")
+    checks.instance_of(load, Workload, "load")
+    checks.instance_of(device, DeviceProfile, "device")
     first, length = device.ttft(load.prompt_tokens), load.output_tokens
     none = np.zeros(len(load), np.int64)
     gap = np.where(length > 1, 1 / device.decode_rate, np.nan)

@@ -87,7 +87,7 @@ def build(prompt: str) -> str:
 
     InputError if it is not text, or is blank.
     """
-    if not checks.kind(prompt, str, "prompt").strip():
+    if not checks.instance_of(prompt, str, "prompt").strip():
         raise InputError(f"prompt must not be empty, got {prompt!r:.80}")
     if any("\ud800" <= letter <= "\udfff" for letter in prompt):
         raise InputError("prompt must be text that can be encoded; it holds half of a character")

@@ -43,7 +43,7 @@ from disco_core import checks
 from disco_core.cost import Constraint, End
 from disco_core.delivery import READING_RATE
 from disco_core.dispatch import DispatchPlan, plan_device_only, plan_server_only
-from disco_core.endpoints.base import Endpoint, Token, whole
+from disco_core.endpoints.base import Endpoint, Token, non_negative_int
 from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.live.stream import stream
@@ -76,7 +76,7 @@ def _check(s: Any) -> None:
         checks.count(getattr(s, name), name)
     checks.fraction(s.budget, "budget")
     checks.fraction(s.load, "load")
-    whole(s.seed, "seed")
+    non_negative_int(s.seed, "seed")
     asked = prompts(s.longest)
     counts = {"prompts": s.prompts, "raw_prompts": s.raw_prompts, "seams": s.seams, "rate trials": RATE_TRIALS}
     for name, wanted in counts.items():

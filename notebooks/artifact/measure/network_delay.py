@@ -9,7 +9,17 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from disco_core import checks
-from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, built, checked, ended, until, whole
+from disco_core.endpoints.base import (
+    Endpoint,
+    Prefix,
+    Prompt,
+    Token,
+    apply_chat_template,
+    checked,
+    non_negative_int,
+    sleep_until,
+    wait_stopped,
+)
 from disco_core.errors import CutError
 from disco_core.latency import TTFTDistribution
 
@@ -46,8 +56,8 @@ class LastHop:
         request: int = 0,
         bursts: Sequence[int] | None = None,
     ) -> None:
-        self.endpoint, self.ttft = checked(endpoint, "endpoint"), checks.kind(ttft, TTFTDistribution, "ttft")
-        self.seed, self.request = whole(seed, "seed"), whole(request, "request")
+        self.endpoint, self.ttft = checked(endpoint, "endpoint"), checks.instance_of(ttft, TTFTDistribution, "ttft")
+        self.seed, self.request = non_negative_int(seed, "seed"), non_negative_int(request, "request")
         self.bursts = None if bursts is None else checks.tokens(bursts, "bursts")
         self.name = f"{endpoint.name} (emulated last hop)"
         self.vocabulary, self.context, self.continues = endpoint.vocabulary, endpoint.context, endpoint.continues
@@ -63,7 +73,7 @@ class LastHop:
 
     def built(self, prompt: Prompt) -> Prompt:
         """The prompt in the endpoint's chat template."""
-        return built(self.endpoint, prompt)
+        return apply_chat_template(self.endpoint, prompt)
 
     def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
         """The endpoint's tokens at their time of arrival."""
@@ -83,7 +93,7 @@ class LastHop:
         try:
             while True:
                 when, token, end = await arrived.get()
-                await until(when)
+                await sleep_until(when)
                 if isinstance(end, StopAsyncIteration):
                     return
                 if end is not None:
@@ -92,7 +102,7 @@ class LastHop:
                 yield token  # type: ignore[misc]  # None if the endpoint yields it; the caller judges that
         finally:
             carrier.cancel()
-            await ended(carrier)  # raises if the endpoint did not confirm its end
+            await wait_stopped(carrier)  # raises if the endpoint did not confirm its end
 
     async def _carry(self, prefix: Prefix, arrives: float, arrived: "asyncio.Queue[Arrival]", held: _Held) -> None:
         """Queue the endpoint's tokens with their arrival times; a failure before the first token arrives at once."""

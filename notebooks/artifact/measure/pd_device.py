@@ -42,7 +42,7 @@ from artifact.measure.pieces import Run, Tables
 from disco_core import checks
 from disco_core.cost import Constraint
 from disco_core.dispatch import DispatchPlan, plan_device_only, plan_server_constrained, plan_server_only
-from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, ahead, whole
+from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, ahead, non_negative_int
 from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile
 from disco_core.live.stream import stream
@@ -81,7 +81,7 @@ def _check(s: Any) -> None:
     for name in ("shortest_s", "longest_s", "tpot_limit_s"):
         checks.positive(getattr(s, name), name)
     checks.number(s.rho, "rho", 0.0, 1.0, above=True)
-    whole(s.seed, "seed")
+    non_negative_int(s.seed, "seed")
     if s.shortest_s >= s.longest_s:
         raise InputError(f"shortest_s must be below longest_s={s.longest_s}, got {s.shortest_s}")
     if s.max_tokens > CONTEXT // 2:

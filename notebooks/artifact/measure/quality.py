@@ -40,11 +40,11 @@ from artifact.measure.pieces import Run, Tables
 from disco_core import checks
 from disco_core.cost import End
 from disco_core.dispatch import plan_server_only
-from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, whole
+from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, non_negative_int
 from disco_core.endpoints.llama_cpp import BATCH, LlamaCppEndpoint
 from disco_core.errors import InputError
 from disco_core.live.stream import stream
-from disco_core.migration import Built, Rule, Seen
+from disco_core.migration import AnyPrompt, Rule, StreamState
 from disco_core.systems.pd_device.refine import protected_spans, self_information
 
 if TYPE_CHECKING:
@@ -81,16 +81,16 @@ def measure(run: Run) -> Tables:
 def _check(s: Any) -> None:
     for name in ("prompts", "longest", "max_tokens"):
         checks.count(getattr(s, name), name)
-    whole(s.second, "second")
+    non_negative_int(s.second, "second")
     if not isinstance(s.positions, list | tuple):
         raise InputError(f"positions must be a list of tokens, got {s.positions!r:.80}")
     places = [checks.count(at, "a position") for at in s.positions]
     if not places or sorted(set(places)) != places or places[-1] >= s.max_tokens:
         raise InputError(f"positions must ascend, and stay below max_tokens={s.max_tokens}, got {places}")
     checks.positive(s.temperature, "temperature")
-    checks.kind(s.judge_url, str, "judge_url")
-    judge.names(checks.kind(s.judges, str, "judges"))
-    whole(s.seed, "seed")
+    checks.instance_of(s.judge_url, str, "judge_url")
+    judge.names(checks.instance_of(s.judges, str, "judges"))
+    non_negative_int(s.seed, "seed")
     if s.prompts > len(prompts(s.longest)):
         raise InputError(f"{s.prompts} prompts: only {len(prompts(s.longest))} have up to longest={s.longest} tokens")
     if s.longest + 2 * s.max_tokens > CONTEXT:
@@ -127,11 +127,11 @@ class MovesAfter(Rule):
     def __init__(self, at: int, built: Any) -> None:
         self.at, self.built = at, built
 
-    def prompt_for(self, end: End, prompt: Built) -> Built:
+    def prompt_for(self, end: End, prompt: AnyPrompt) -> AnyPrompt:
         """The target's prompt for the target, else the prompt as it is."""
         return self.built if end is self.target else prompt
 
-    def moves_now(self, seen: Seen) -> bool:
+    def moves_now(self, seen: StreamState) -> bool:
         """Whether `at` tokens are generated."""
         return len(seen.record.tokens) == self.at
 
