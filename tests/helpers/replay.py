@@ -89,10 +89,10 @@ class ReplayEndpoint:
             self._asked = tokens
             if self.fail in (Failure.REFUSE, Failure.RATE_LIMIT):
                 raise RefusedError(self.name, self.fail.value)
-            non_negative_int = tokens + prefix.max_tokens
-            if self.context is not None and non_negative_int > self.context:
+            needed = tokens + prefix.max_tokens
+            if self.context is not None and needed > self.context:
                 raise RefusedError(
-                    self.name, f"prompt and answer need {non_negative_int} tokens of context, it has {self.context}"
+                    self.name, f"prompt and answer need {needed} tokens of context, it has {self.context}"
                 )
             await asyncio.sleep(self._reads(prefix, tokens))
             if self.fail is Failure.DIE_BEFORE_FIRST:
@@ -150,10 +150,8 @@ class ReplayEndpoint:
         assert all(token.id in (None, token.index) for token in prefix.generated)
         if self.seen:
             earlier = self.seen[0]
-            non_negative_int = earlier.max_tokens + len(earlier.generated)
-            assert prefix.max_tokens + len(generated) == non_negative_int, (
-                f"{self.name}: {prefix.max_tokens} tokens left?"
-            )
+            total = earlier.max_tokens + len(earlier.generated)
+            assert prefix.max_tokens + len(generated) == total, f"{self.name}: {prefix.max_tokens} tokens left?"
             assert prefix.prompt == earlier.prompt, f"{self.name} was given another prompt"
         assert prefix.max_tokens >= 1
         self.seen.append(prefix)
