@@ -14,6 +14,11 @@ settings.load_profile("disco")
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1] / "notebooks")
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("mirror") and not os.environ.get("DISCO_TRACE_MIRROR"):
+        pytest.skip("DISCO_TRACE_MIRROR names no mirror of the public traces")
+
+
 def pytest_addoption(parser):
     parser.addoption(
         "--allow-skip",

@@ -1,6 +1,5 @@
 """Notebooks that simulate: values of the exhibits that `make quick` made."""
 
-import os
 
 import numpy as np
 import pandas as pd
@@ -54,7 +53,6 @@ def test_another_run_gives_the_same_bytes(tmp_path, quick):
 
 
 @pytest.mark.mirror
-@pytest.mark.skipif("DISCO_TRACE_MIRROR" not in os.environ, reason="DISCO_TRACE_MIRROR names no mirror of the traces")
 def test_the_public_series_say_what_the_tables_say(tmp_path, quick):
     render("traces", tmp_path, source="public")
     public, tables = (pd.read_csv(f / "traces_quantiles.csv", index_col=0) for f in (tmp_path, quick))

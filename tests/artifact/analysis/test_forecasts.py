@@ -1,7 +1,6 @@
 """Forecasts: drawn series are what they say, no predictor sees the future, and the oracles are bounds."""
 
 import itertools
-import os
 
 import numpy as np
 import pandas as pd
@@ -195,7 +194,7 @@ def test_the_committed_errors_are_those_of_every_service_and_forecast():
 
 
 @pytest.mark.mirror
-@pytest.mark.skipif("DISCO_TRACE_MIRROR" not in os.environ, reason="DISCO_TRACE_MIRROR names no mirror of the traces")
+@pytest.mark.slow
 def test_published_series_are_in_order_and_remember_as_the_table_says():
     calls = traces.calls("deepseek-chat", "public")
     kept = traces.table("ttft_series").set_index("service").loc["deepseek-chat"]

@@ -1,6 +1,5 @@
 """The tables of data/ are made of the public files, byte for byte."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +49,7 @@ def test_a_missing_model_package_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.mirror
-@pytest.mark.skipif(not os.environ.get(fetch.MIRROR), reason=f"{fetch.MIRROR} is unset: no trace files at hand")
+@pytest.mark.slow
 def test_tables_are_rebuilt_byte_for_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "CACHE", tmp_path / "traces")
     parse.load.cache_clear()
