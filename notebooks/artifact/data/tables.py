@@ -4,7 +4,8 @@
 taken as parsed are not computed here; `data/README.md` describes all of them.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,13 @@ FASTEST = ("llama-3-70b", "command-r", "command-r-plus", "gpt-4-turbo")
 SERVICES = ("deepseek-chat", *FASTEST)
 ARRIVALS = ("azure-code", "azure-conv")
 WINDOW_S = 10.0  # of the counts of arrivals
-LENGTHS = {  # dataset: (source, prompts as text or token counts, outputs or none)
-    "alpaca": ("prompt", "output"),
-    "arena-hard": ("prompt", None),
-    "azure-code": ("prompt_tokens", "output_tokens"),
-    "azure-conv": ("prompt_tokens", "output_tokens"),
-    "mt-bench": ("prompt", None),
+_TOKENS = {"prompt": "prompt_tokens", "output": "output_tokens"}
+LENGTHS = {  # of each dataset the columns with its texts, or with published token counts
+    "alpaca": {"prompt": "prompt", "output": "output"},
+    "arena-hard": {"prompt": "prompt"},
+    "azure-code": _TOKENS,
+    "azure-conv": _TOKENS,
+    "mt-bench": {"prompt": "prompt"},
 }
 
 
@@ -163,8 +165,7 @@ def lengths(dataset: str, kind: str, *, binned: bool = True) -> pd.DataFrame:
     Texts are counted with the device model's tokenizer, prompts in its chat template. Published token counts are
     binned geometrically, unless `binned` is false.
     """
-    column = LENGTHS[dataset][("prompt", "output").index(kind)]
-    assert column is not None, f"{dataset} has no {kind}"
+    column = LENGTHS[dataset][kind]
     values = load(dataset)[column]
     if column.endswith("_tokens"):
         return bins(values) if binned else _histogram(values)
@@ -185,19 +186,10 @@ def bins(tokens: ArrayLike) -> pd.DataFrame:
     return table.groupby("tokens", as_index=False)["count"].sum()
 
 
-def _all_lengths(kind: str) -> pd.DataFrame:
-    datasets = [name for name, columns in LENGTHS.items() if columns[("prompt", "output").index(kind)]]
+def all_lengths(kind: str) -> pd.DataFrame:
+    """Per dataset: `prompt` or `output` lengths."""
+    datasets = [name for name, columns in LENGTHS.items() if kind in columns]
     return pd.concat(lengths(name, kind).assign(dataset=name)[["dataset", "tokens", "count"]] for name in datasets)
-
-
-def prompt_tokens() -> pd.DataFrame:
-    """Per dataset: prompt lengths."""
-    return _all_lengths("prompt")
-
-
-def output_tokens() -> pd.DataFrame:
-    """Per dataset: output lengths."""
-    return _all_lengths("output")
 
 
 def stamps(pattern: str) -> NDArray[np.float64]:
@@ -230,16 +222,16 @@ TABLES: dict[str, Callable[[], pd.DataFrame]] = {
     "ttft_series": ttft_series,
     "ttft_forecasts": ttft_forecasts,
     "ttft_length_correlation": ttft_length_correlation,
-    "prompt_tokens": prompt_tokens,
-    "output_tokens": output_tokens,
+    "prompt_tokens": partial(all_lengths, "prompt"),
+    "output_tokens": partial(all_lengths, "output"),
     "arrivals": arrivals,
     "phones": phones,
 }
 
 
-def write(out: Path, names: Sequence[str] = tuple(TABLES)) -> list[Path]:
-    """Compute tables and write each atomically as `out/<name>.csv`."""
-    return [write_atomic(out / f"{name}.csv", csv(TABLES[name]())) for name in names]
+def write(out: Path) -> list[Path]:
+    """Compute every table and write it atomically as `out/<name>.csv`."""
+    return [write_atomic(out / f"{name}.csv", csv(table())) for name, table in TABLES.items()]
 
 
 def csv(table: pd.DataFrame) -> str:
