@@ -5,8 +5,9 @@ DiscoError
 │   └── ConstraintError              prices that do not determine the constrained endpoint
 ├── EndpointError                    an endpoint that could not answer, or stopped in the middle
 │   ├── RefusedError                 it did not accept the request
-│   ├── StalledError                 it sent nothing within its deadline
+│   ├── StalledError                 it sent no token within its deadline
 │   ├── CutError                     it stopped before the answer was complete
+│   │   └── FilteredError            its content filter stopped the answer
 │   └── ProtocolError                it sent something that is not the next token
 └── StreamError                      neither endpoint could continue
 """
@@ -37,11 +38,15 @@ class RefusedError(EndpointError):
 
 
 class StalledError(EndpointError):
-    """It sent nothing within its deadline."""
+    """It sent no token within its deadline."""
 
 
 class CutError(EndpointError):
     """It stopped before the answer was complete, for instance without a finish reason."""
+
+
+class FilteredError(CutError):
+    """Its content filter stopped the answer: no other endpoint continues past that, unless the caller says so."""
 
 
 class ProtocolError(EndpointError):

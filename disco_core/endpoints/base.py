@@ -4,10 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Any, Protocol, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
+from disco_core import checks
 from disco_core.errors import InputError
 
 Message = Mapping[str, str]  # its "role" and its "content", as in chat APIs
@@ -19,11 +20,15 @@ Prompt = str | Sequence[int] | Sequence[Message]
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token of the answer: its index from 0, its text, and its id where the endpoint reports one."""
+    """One token of the answer: its index from 0, its text, and its id where the endpoint reports one.
+
+    reasoning   the text is reasoning, which is no part of the answer: it has the index of the answer's next token
+    """
 
     index: int
     text: str
     id: int | None = None
+    reasoning: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,59 +46,87 @@ class Prefix:
     seed: int | None = None
 
 
-class Endpoint(Protocol):
-    """An endpoint. `generate` yields the tokens after the prefix and returns when the answer is complete.
+class Generation:
+    """A running generation: iterate over it for tokens, close it to cancel, ask it what it has done.
 
-    It raises an EndpointError otherwise: an answer that was cut never ends without an error. Closing the generator
-    cancels the generation at any moment, also during prefill, and returns once the endpoint has confirmed that it
-    stopped, or raises an EndpointError if it did not in time. All of it, also closing, happens in one task, so that
-    `asyncio.timeout`, a TaskGroup or a ContextVar may be held over a `yield`.
+    prefilled    prefix tokens prefilled so far; None where unknown
+    undelivered  tokens generated (or billed) beyond those that were yielded; they are charged too
 
-    name         in records and messages
-    vocabulary   fingerprint: endpoints with equal fingerprints exchange ids, others text
-    context      tokens of prompt and answer that fit; None where unknown
-    continues    whether it can continue an open assistant turn
-
-    Four members are optional. `ahead(tokens)`: for a generator that `generate` returned, the number of tokens already
-    generated but not yet yielded; they are charged too. `read(tokens)`: the number of prefix tokens prefilled for it,
-    None where unknown. `reuses`: whether there is a prefix cache, so that a generation continues from the common
-    beginning with the last one and is charged for the rest only. `built(prompt)`: messages as text in the model's
-    chat template, which `generate` then gets; without this member it gets the messages.
+    It ends when the answer is complete, and raises an EndpointError otherwise: an answer that was cut never ends
+    without an error. `aclose` cancels it at any moment, also during prefill, and returns once the endpoint has
+    confirmed that it stopped, or raises an EndpointError if it did not in time.
     """
 
-    name: str
-    vocabulary: str
-    context: int | None
-    continues: bool
+    prefilled: int | None = None
+    undelivered: int = 0
+
+    def __init__(self, tokens: AsyncGenerator[Token, None]) -> None:
+        self._tokens = tokens
+
+    def __aiter__(self) -> "Generation":
+        return self
+
+    async def __anext__(self) -> Token:
+        return await anext(self._tokens)
+
+    async def aclose(self) -> None:
+        """Cancel, and return when the endpoint has stopped."""
+        await self._tokens.aclose()
+
+
+class Endpoint:
+    """What produces tokens. An endpoint of one's own needs a `name` and `generate`; the rest has these defaults.
+
+    name          in records and messages
+    vocabulary    fingerprint: endpoints with equal fingerprints exchange ids, others text; "" equals no other
+    context       tokens of prompt and answer that fit; None where unknown
+    continues     whether it can continue an open assistant turn; one that cannot is never a target
+    prefix_cache  whether a generation continues from the common beginning with the last one, and is charged for the
+                  rest only
+    remote        whether `count` and `apply_chat_template` ask a server: a stream then calls them in a thread, and
+                  uses an estimate until the answer is there
+    """
+
+    name: str = "endpoint"
+    vocabulary: str = ""
+    context: int | None = None
+    continues: bool = False
+    prefix_cache: bool = False
+    remote: bool = False
 
     def count(self, prompt: Prompt) -> int:
         """Tokens of a prompt, with chat template, by its own tokenizer; an estimate, not an error, if that fails."""
-        ...
+        return estimate(prompt)
 
-    def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
-        """The tokens that follow."""
-        ...
+    def apply_chat_template(self, prompt: Prompt) -> Prompt:
+        """Messages as text in the model's chat template, which `generate` then gets; here they stay messages."""
+        return prompt
 
-
-def ahead(endpoint: Endpoint, tokens: AsyncGenerator[Token, None]) -> int:
-    """How many tokens an endpoint has generated beyond those that `tokens` yielded: 0 unless it has `ahead`."""
-    report = getattr(endpoint, "ahead", None)
-    return int(report(tokens)) if report else 0
-
-
-def apply_chat_template(endpoint: Endpoint, prompt: Prompt) -> Prompt:
-    """Messages in the chat template of an endpoint, if it applies one; any other prompt unchanged."""
-    build = getattr(endpoint, "built", None)
-    return build(prompt) if build and is_chat(prompt) else prompt
+    def generate(self, prefix: Prefix) -> Generation:
+        """The tokens that follow a prefix."""
+        raise NotImplementedError
 
 
 def checked(value: Any, name: str) -> Endpoint:
-    """The value, if it has all that an `Endpoint` must have; InputError otherwise."""
-    wanted = (*Endpoint.__annotations__, "count", "generate")
+    """The value, if it has all that an `Endpoint` must have; InputError, which names the field, otherwise."""
+    wanted = (*Endpoint.__annotations__, "count", "apply_chat_template", "generate")
     missing = [one for one in wanted if not hasattr(value, one)]
     if isinstance(value, type) or missing:
         lacking = f", which has no {', '.join(missing)}" if len(missing) < len(wanted) and missing else ""
         raise InputError(f"{name} must be an endpoint, got {value!r:.80}{lacking}")
+    for field, kind in (
+        ("name", str),
+        ("vocabulary", str),
+        ("continues", bool),
+        ("prefix_cache", bool),
+        ("remote", bool),
+    ):
+        checks.instance_of(getattr(value, field), kind, f"{name}: {field}")
+    if value.context is not None:
+        checks.count(value.context, f"{name}: context")
+    for field in ("count", "apply_chat_template", "generate"):
+        if not callable(getattr(value, field)):
+            raise InputError(f"{name}: {field} must be a function, got {getattr(value, field)!r:.80}")
     endpoint: Endpoint = value
     return endpoint
 
