@@ -6,6 +6,7 @@ target needs to take over, c_s^p ... c_d^d the prices.
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -23,61 +24,79 @@ from disco_core.workload import LengthDistribution
 AnyPrompt = TypeVar("AnyPrompt")  # a prompt as an endpoint takes it
 
 
+class Action(Enum):
+    """What becomes of an answer that another endpoint might continue."""
+
+    STAY = "the source goes on; a loser of the race is cancelled"
+    PREFILL = "the source goes on, and the target prefills its prompt meanwhile"
+    HAND_OVER = "the target continues after the token that was generated last"
+    RECALL = "the target is late, so the source is asked for more tokens until it answers"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A rule's decision: the action, the reason if it is not what the rule wants, and when to be asked again.
+
+    again_s   while the target is awaited: the time of the next decision; otherwise every token brings one
+    """
+
+    action: Action
+    reason: str | None = None
+    again_s: float = math.inf
+
+
+STAY, PREFILL = Decision(Action.STAY), Decision(Action.PREFILL)
+HAND_OVER, RECALL = Decision(Action.HAND_OVER), Decision(Action.RECALL)
+
+
 @dataclass(frozen=True, slots=True)
 class StreamState:
     """The state of a live answer that a rule decides on, `now_s` seconds after the request was meant to start.
 
     record          tokens so far, hand-overs, charges
+    target          the endpoint that might continue
     prompt_tokens   length l of the target's prompt, by its own tokenizer
-    reads           whether the target is running: it prefills its prompt, and generated tokens if it has any
-    reading_s       seconds it has been running, in total
-    read            tokens it has prefilled; None where unknown
+    running         whether the target is running: it prefills its prompt, and generated tokens if it has any
+    running_s       seconds it has been running, in total
+    prefilled       tokens it has prefilled; None where unknown
+    prefix_cache    whether it continues from what it has prefilled before
+    awaited         whether generation has been handed over to it and its next token is awaited
     released        tokens released to the reader
     """
 
     record: Record
+    target: End
     prompt_tokens: int
     now_s: float
-    reads: bool
-    reading_s: float
-    read: int | None
-    released: int
+    running: bool = False
+    running_s: float = 0.0
+    prefilled: int | None = None
+    prefix_cache: bool = False
+    awaited: bool = False
+    released: int = 0
 
 
 class Rule:
-    """The interface of a rule for live answers; the defaults never move, and release tokens at the reading rate.
+    """The interface of a rule for live answers; the defaults never hand over, and release tokens at the reading rate.
 
     target        endpoint to which generation moves; None: it never moves
     reading_rate  r_c, tokens per second
-    keeps_loser   whether the race's loser, if it is the target, finishes its prefill; otherwise it is cancelled at
-                  the winner's first token
-    reads_on      whether the target must reuse its prefix cache; one that does not is refused
-    prepares      whether the target starts its prefill at the winner's first token, if it has not started before
-    paces         whether `due_s` decides when tokens are released; otherwise the reading rate does
     """
 
     target: Any = None
     reading_rate: float = READING_RATE
-    keeps_loser: bool = False
-    reads_on: bool = False
-    prepares: bool = False
-    paces: bool = False
+
+    def decide(self, state: StreamState) -> Decision:
+        """What to do after the token that was generated last, or while the target is awaited."""
+        return STAY
 
     def prompt_for(self, end: End, prompt: AnyPrompt) -> AnyPrompt:
         """The prompt for an endpoint, without generated tokens: by default the same for both."""
         return prompt
 
-    def moves_now(self, state: StreamState) -> bool:
-        """Whether to hand over after the token that was generated last."""
-        return False
-
     def due_s(self, state: StreamState, index: int, source: End) -> float:
         """The earliest release of a token, after all tokens before it are released; called again at each release."""
-        raise NotImplementedError
-
-    def ask_again_s(self, state: StreamState) -> float:
-        """While the target is awaited: when to call this again; `now_s` asks the source for more tokens meanwhile."""
-        return math.inf
+        return (state.record.ttft_s or 0.0) + index / self.reading_rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +108,8 @@ class MigrationRule(Rule):
     server_ttft     F: as a target the server takes over within its `takeover_quantile`
     device          profile: as a target the device takes over in `T_d(l + n)`
     reading_rate    r_c, tokens per second
-    keeps_loser     whether the race's loser, if it is the target, finishes its prefill; otherwise it is cancelled at
-                    the winner's first token, as in DiSCo
+    finish_loser_prefill  whether the race's loser, if it is the target, finishes its prefill; otherwise it is
+                    cancelled at the winner's first token, as in DiSCo
     """
 
     cost: CostModel
@@ -99,7 +118,7 @@ class MigrationRule(Rule):
     device: DeviceProfile
     reading_rate: float = READING_RATE
     takeover_quantile: float = 0.95
-    keeps_loser: bool = False
+    finish_loser_prefill: bool = False
 
     def __post_init__(self) -> None:
         kinds: dict[str, type[Any]] = {
@@ -119,15 +138,20 @@ class MigrationRule(Rule):
         saved = self.cost.server_decode - self.cost.device_decode
         return None if saved == 0 else End.DEVICE if saved > 0 else End.SERVER
 
-    def moves_now(self, state: StreamState) -> bool:
-        """Whether moving saves cost and the reader will not notice."""
-        elapsed_s = state.now_s - (state.record.ttft_s or 0.0)
-        return bool(self.moves(state.prompt_tokens, len(state.record.tokens), elapsed_s))
+    def decide(self, state: StreamState) -> Decision:
+        """Hand over if that saves cost and the reader will not notice."""
+        n, elapsed_s = len(state.record.tokens), state.now_s - (state.record.ttft_s or 0.0)
+        if self.moves(state.prompt_tokens, n, elapsed_s):
+            return HAND_OVER
+        return PREFILL if self.finish_loser_prefill and state.running else STAY
 
     def expected_remaining(self, generated: ArrayLike) -> Floats:
         """`E[N - n | N > n]` over the observed lengths, same shape as n; 0 beyond the longest."""
-        n = np.minimum(np.asarray(generated), self._remaining.size - 1)
-        left: Floats = self._remaining[n]
+        n = np.asarray(generated)
+        lengths, longer, total = self._longer
+        first = np.searchsorted(lengths, n, side="right")
+        count = longer[first]
+        left: Floats = np.divide(total[first] - n * count, count, out=np.zeros(n.shape), where=count > 0)
         return left
 
     def saves(self, prompt_tokens: ArrayLike, generated: ArrayLike) -> NDArray[np.bool_]:
@@ -163,15 +187,12 @@ class MigrationRule(Rule):
         return now
 
     @cached_property
-    def _remaining(self) -> Floats:
-        # sums over N > n for every n at once: shorter answers say nothing of those still running
+    def _longer(self) -> tuple[Ints, Ints, Ints]:
+        # how many answers are longer than each observed length, and their tokens: shorter ones say nothing of those
+        # that are still running
         lengths, counts = self.output_tokens.tokens, self.output_tokens.counts
-        n = np.arange(lengths[-1] + 1)
-        first = np.searchsorted(lengths, n, side="right")
-        longer = np.concatenate([np.cumsum(counts[::-1])[::-1], [0]])[first]
-        total = np.concatenate([np.cumsum((lengths * counts)[::-1])[::-1], [0]])[first]
-        left: Floats = np.divide(total - n * longer, longer, out=np.zeros(n.size), where=longer > 0)
-        return left
+        longer, total = (np.append(np.cumsum(of[::-1])[::-1], 0) for of in (counts, lengths * counts))
+        return lengths, longer, total
 
     @cached_property
     def _server_takeover_s(self) -> float:

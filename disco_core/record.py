@@ -1,6 +1,7 @@
 """The record of a live stream: its tokens with source and times, hand-overs, charges and failures."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from disco_core.cost import End
 from disco_core.delivery import ROUNDING_S
@@ -47,8 +48,11 @@ class Record:
                        the endpoint reuses its prefix cache
     decode             charged: every generated token, also those never shown; counted when the generation has stopped
     failover_prefill   the part of prefill that only a failure caused; it is not part of the budget
+    reasoning          tokens of reasoning text, which are part of decode and not of the answer
     refusals           why a hand-over that the rule wanted was not made, each reason once
+    warnings           what went wrong without a failure, such as a count that had to be estimated, each once
     unconfirmed        cancelled generations that the endpoint did not confirm in time to have stopped
+    complete           the answer was generated to its end, also if the reader left before all of it was released
     """
 
     ttft_s: float | None = None
@@ -56,7 +60,9 @@ class Record:
     tokens: list[StreamedToken] = field(default_factory=list)
     late_s: list[float] = field(default_factory=list)
     handovers: list[HandOver] = field(default_factory=list)
+    reasoning: list[int] = field(default_factory=lambda: [0, 0])
     refusals: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     started: list[bool] = field(default_factory=lambda: [False, False])
     prefill: list[int] = field(default_factory=lambda: [0, 0])
     decode: list[int] = field(default_factory=lambda: [0, 0])
@@ -75,3 +81,13 @@ class Record:
     def delay_num(self) -> int:
         """Tokens generated after they were due."""
         return sum(token.generated_s > token.due_s + ROUNDING_S for token in self.tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain values, ready for json: endpoints by name, errors as their messages."""
+        plain: dict[str, Any] = asdict(self, dict_factory=_plain)
+        errors = {"failures": list(map(str, self.failures)), "error": None if self.error is None else str(self.error)}
+        return plain | errors
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value.name.lower() if isinstance(value, End) else value for name, value in items}

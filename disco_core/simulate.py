@@ -104,7 +104,7 @@ def simulate(
 
     An endpoint starts iff its delay is smaller than the other's first-token time; at a tie the server wins. The
     loser is cancelled at the winner's first token. A started endpoint is charged the full prompt; the winner also
-    every output token.
+    every output token, and at a tie the loser its first.
 
     A hand-over costs the target a prefill of the prompt and all generated tokens, and takes as long as its TTFT for
     them: `T_d(l + n)` for the device, for the server a draw from F of its own. The source stops at once.
@@ -129,17 +129,27 @@ def simulate(
     winner = won_by_device.view(np.int8)
     started = (server_started, device_started)
     first_s = np.minimum(server_first, device_first)
-    ledger = _ledger(load, winner, started, load.output_tokens)
+    tied = server_started & device_started & (server_first == device_first)
+    ledger = _ledger(load, winner, started, load.output_tokens, tied)
     result = Result(load, plan, first_s, winner, *started, ledger, None if cost is None else ledger.cost(cost))
     if rule is None:
         return result
     takeover_s = server_ttft if ttft_s is not None or rng is None else server.ttft.sample(len(load), rng)
     checks.instance_of(rule, MigrationRule, "rule")
-    return replace(result, **_migrate(result, rule, server, device, takeover_s, cost))
+    return replace(result, **_migrate(result, rule, server, device, takeover_s, cost, tied))
 
 
-def _ledger(load: Workload, winner: NDArray[np.int8], started: tuple[Any, Any], made_by_winner: Ints) -> Ledger:
-    """Tokens charged: the winner generated `made_by_winner` of the answer, the other endpoint the rest."""
+def _ledger(
+    load: Workload,
+    winner: NDArray[np.int8],
+    started: tuple[Any, Any],
+    made_by_winner: Ints,
+    tied: NDArray[np.bool_],
+) -> Ledger:
+    """Tokens charged: the winner generated `made_by_winner` of the answer, the other endpoint the rest.
+
+    tied   where the device, which loses a tie, had its first token at that moment as well
+    """
     by_device = np.where(winner == End.DEVICE, made_by_winner, load.output_tokens - made_by_winner)
     prefill = [load.prompt_tokens * began for began in started]
     # where the answer moved, the other endpoint also prefilled the prompt and the generated tokens
@@ -149,7 +159,7 @@ def _ledger(load: Workload, winner: NDArray[np.int8], started: tuple[Any, Any], 
         prefill[End.SERVER] + handed_over * (winner == End.DEVICE),
         load.output_tokens - by_device,
         prefill[End.DEVICE] + handed_over * (winner == End.SERVER),
-        by_device,
+        by_device + tied,
     )
 
 
@@ -160,6 +170,7 @@ def _migrate(
     device: DeviceProfile,
     takeover_s: Floats,
     cost: CostModel | None,
+    tied: NDArray[np.bool_],
 ) -> dict[str, Any]:
     """Generate every answer token by token, blocks of requests at a time, and move it where the rule says so."""
     load, blocks = race.load, list(_blocks(race.load.output_tokens))
@@ -167,7 +178,7 @@ def _migrate(
     back = np.argsort(np.concatenate(blocks))
     migrated_at, delay_num, tbt_p99_s, qoe = (np.concatenate(column)[back] for column in zip(*columns, strict=True))
     made = np.where(migrated_at > 0, migrated_at, load.output_tokens)
-    ledger = _ledger(load, race.winner, (race.server_started, race.device_started), made)
+    ledger = _ledger(load, race.winner, (race.server_started, race.device_started), made, tied)
     return {
         "ledger": ledger,
         "cost": None if cost is None else ledger.cost(cost),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from disco_core import checks
-from disco_core.endpoints.base import Prefix, Prompt, Token, is_chat, non_negative_int, words
+from disco_core.endpoints.base import Endpoint, Generation, Prefix, Prompt, Token, is_chat, non_negative_int, words
 from disco_core.errors import CutError, ProtocolError, RefusedError
 
 
@@ -25,8 +25,8 @@ class Failure(Enum):
     SLOW_CANCEL = "takes its time to confirm a cancel"
 
 
-@dataclass
-class ReplayEndpoint:
+@dataclass(eq=False)
+class ReplayEndpoint(Endpoint):
     """Timed tokens from a trace or a profile: the first after `ttft_s`, then one after each of `token_gaps_s`.
 
     One endpoint replays one answer; another prompt is an AssertionError.
@@ -35,7 +35,7 @@ class ReplayEndpoint:
     token_gaps_s   seconds before the second, third, ... token of a piece of work; the last one repeats
     length         tokens of the whole answer
     context        tokens of prompt and answer that fit
-    reuses         whether a piece of work goes on from what those before it have read of the same prompt
+    prefix_cache         whether a piece of work goes on from what those before it have read of the same prompt
     fail, at       what goes wrong and at which token; `cancel_s`, how long a slow cancel takes
 
     It checks the prefix it is given, and counts for itself: `prefilled` tokens it was started with, `made` tokens it
@@ -52,7 +52,7 @@ class ReplayEndpoint:
     vocabulary: str = "integers"
     context: int | None = None
     continues: bool = True
-    reuses: bool = False
+    prefix_cache: bool = False
     prefilled: int = field(default=0, init=False)
     made: int = field(default=0, init=False)
     running: int = field(default=0, init=False)
@@ -78,14 +78,18 @@ class ReplayEndpoint:
         """The prompt's length: every id is a token, and so is every character, of messages what they say."""
         return _length(prompt)
 
-    async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+    def generate(self, prefix: Prefix) -> Generation:
         """Replay the timeline from where the prefix ends."""
+        return Replay(self, self.tokens(prefix))
+
+    async def tokens(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+        """The tokens as an async generator, for tests that change what comes."""
         self._check(prefix)
         self.running += 1
         try:
             first = len(prefix.generated)
             tokens = _length(prefix.prompt) + first
-            self.prefilled += tokens - self._asked * self.reuses
+            self.prefilled += tokens - self._asked * self.prefix_cache
             self._asked = tokens
             if self.fail in (Failure.REFUSE, Failure.RATE_LIMIT):
                 raise RefusedError(self.name, self.fail.value)
@@ -104,7 +108,7 @@ class ReplayEndpoint:
                     await self._go_wrong()
                 for _ in range(2 if self.fail is Failure.DUPLICATE and index == self.at else 1):
                     self.made += 1
-                    yield Token(index, f"{index} ", index)
+                    yield Token(index, f" {index}", index)
         except (asyncio.CancelledError, GeneratorExit):
             self._reads_no_more(prefix)
             if self.fail is Failure.SLOW_CANCEL:
@@ -114,14 +118,14 @@ class ReplayEndpoint:
             self._reads_no_more(prefix)
             self.running -= 1
 
-    def read(self, _: object = None) -> int | None:
+    def read(self) -> int | None:
         """Tokens that it has read of the prefix it is at, or was last at."""
         reads_s = self.ttft_s if callable(self.ttft_s) else lambda _: self._takes_s
         return bisect_right(range(1, self._tokens + 1), self._spent_s(), key=reads_s)
 
     def _reads(self, prefix: Prefix, tokens: int) -> float:
         """Seconds until it has read a prefix of so many tokens, beginning now."""
-        self._took_s = self._spent_s() if self.reuses else 0.0
+        self._took_s = self._spent_s() if self.prefix_cache else 0.0
         self._takes_s = self.ttft_s(tokens) if callable(self.ttft_s) else self.ttft_s
         self._at, self._began_s, self._tokens = prefix, asyncio.get_running_loop().time(), tokens
         return max(0.0, self._takes_s - self._took_s)
@@ -159,3 +163,15 @@ class ReplayEndpoint:
 
 def _length(prompt: Prompt) -> int:
     return len(words(prompt) if is_chat(prompt) else prompt)
+
+
+class Replay(Generation):
+    """A generation that knows how far its endpoint has read."""
+
+    def __init__(self, endpoint: ReplayEndpoint, tokens: AsyncGenerator[Token, None]) -> None:
+        super().__init__(tokens)
+        self._endpoint = endpoint
+
+    @property
+    def prefilled(self) -> int | None:  # type: ignore[override]
+        return self._endpoint.read()

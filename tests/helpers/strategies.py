@@ -58,5 +58,5 @@ def rules(draw: st.DrawFn) -> dc.MigrationRule:
         dc.DeviceProfile(draw(st.sampled_from([50.0, 500.0])), 20.0),
         reading_rate=draw(st.sampled_from([4.8, 3.3, 20.0])),
         takeover_quantile=draw(st.sampled_from([0.5, 0.95])),
-        keeps_loser=draw(st.booleans()),
+        finish_loser_prefill=draw(st.booleans()),
     )

@@ -33,9 +33,9 @@ failures = st.none() | st.sampled_from(Failure)
 class Hung(ReplayEndpoint):
     """An end that takes `cancel_s` to confirm that it stopped, whatever else goes wrong."""
 
-    async def generate(self, prefix):
+    async def tokens(self, prefix):
         try:
-            async for token in super().generate(prefix):
+            async for token in super().tokens(prefix):
                 yield token
         finally:
             await asyncio.sleep(self.cancel_s)

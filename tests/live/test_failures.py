@@ -49,7 +49,7 @@ def test_nothing_is_lost_repeated_or_reordered(l, length, first, plan, rule, ser
     if uncharged != [0, 0]:
         assert record.started == [True, True]
         assert uncharged[record.winner] == 0
-        assert record.winner == dc.End.SERVER or rule.keeps_loser
+        assert record.winner == dc.End.SERVER or rule.finish_loser_prefill
     assert not any("AssertionError" in str(failure) for failure in record.failures)  # the ends check their prefixes
     assert record.unconfirmed == [0, 0]
     times = [(token.generated_s, token.released_s) for token in tokens]

@@ -19,7 +19,7 @@ def test_ids_move_between_equal_vocabularies_only(vocabulary):
     live = stream("0" * 20, plan=dc.plan_device_only(), server=server, device=device, rule=rule, max_tokens=100)
     tokens, error = run(collect(live))
     assert error is None
-    assert "".join(token.text for token in tokens) == "".join(f"{i} " for i in range(100))
+    assert "".join(token.text for token in tokens) == "".join(f" {i}" for i in range(100))
     at = live.record.migrated_at
     assert at > 0
     moved = server.seen[0].generated
@@ -31,8 +31,8 @@ def test_ids_move_between_equal_vocabularies_only(vocabulary):
 
 @pytest.mark.parametrize("keeps", [False, True])
 def test_a_loser_is_cancelled_or_keeps_prefilling(keeps):
-    cost, distribution = dc.CostModel(1, 1, 1, 1), dc.TTFTDistribution([0.3])
-    rule = dc.MigrationRule(cost, dc.LengthDistribution([9], [1]), distribution, DEVICE, keeps_loser=keeps)
+    cost, distribution = dc.CostModel(1, 2, 1, 1), dc.TTFTDistribution([0.3])  # moving never pays
+    rule = dc.MigrationRule(cost, dc.LengthDistribution([9], [1]), distribution, DEVICE, finish_loser_prefill=keeps)
     server, device = ends(0.05, 100)  # the device needs 0.2 s for its prefill, the server 2 s for the answer
     both = dc.plan_stochastic(1.0, dc.Constraint.DEVICE, both=True)
     rng = np.random.default_rng(0)
@@ -96,7 +96,7 @@ def test_text_that_is_read_again_has_one_bos():
     device = Opened(0.25, [0.125], 8)
     live = stream("four", plan=dc.plan_server_only(), server=server, device=device, max_tokens=8, wait=False)
     assert run(collect(live))[1] is None
-    assert live.record.prefill == [4, 1 + len("four0 1 2 ")]
+    assert live.record.prefill == [4, 1 + len("four 0 1 2")]
 
 
 def test_each_end_is_asked_once_how_long_its_prompt_is():

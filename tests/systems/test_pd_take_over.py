@@ -20,16 +20,16 @@ from tests.helpers.streams import collect, failures
 class Mute(ReplayEndpoint):
     """A device that does not tell what it has read."""
 
-    def read(self, _=None):
+    def read(self):
         return None
 
 
 class Slot(ReplayEndpoint):
     """A cloud that notes when it was last let go."""
 
-    async def generate(self, prefix):
+    async def tokens(self, prefix):
         try:
-            async for token in super().generate(prefix):
+            async for token in super().tokens(prefix):
                 yield token
         finally:
             self.freed_s = asyncio.get_running_loop().time()
@@ -37,12 +37,12 @@ class Slot(ReplayEndpoint):
 
 def device_of(profile, length, kind=ReplayEndpoint, **options):
     return kind(
-        lambda n: float(profile.ttft(n)), [1 / profile.decode_rate], length, name="device", reuses=True, **options
+        lambda n: float(profile.ttft(n)), [1 / profile.decode_rate], length, name="device", prefix_cache=True, **options
     )
 
 
 def answer(rule, server, device, l=200, length=100, plan=None, start_s=None):
-    plan = plan or plan_together(refined=rule.prepares)
+    plan = plan or plan_together(refined=rule.refine is not None)
     live = dc.stream([0] * l, plan=plan, server=server, device=device, rule=rule, max_tokens=length)
 
     async def begun():
@@ -96,7 +96,7 @@ def late(kind, from_token=0, rule=RULE):
         return min(n, from_token) / 100 + max(0, n - from_token) / 50
 
     server = ReplayEndpoint(0.5, [0.01], 200, name="server")
-    device = kind(reads, [0.04], 200, name="device", reuses=True)
+    device = kind(reads, [0.04], 200, name="device", prefix_cache=True)
     record, tokens, error = answer(rule, server, device, length=200)
     assert error is None
     assert [token.id for token in tokens] == list(range(200))
@@ -179,7 +179,7 @@ def test_a_refinement_that_fails_leaves_the_answer_to_the_cloud(refine, word):
     assert word in record.refusals[0]
 
 
-@pytest.mark.parametrize("lacking", ["reuses", "continues"])
+@pytest.mark.parametrize("lacking", ["prefix_cache", "continues"])
 def test_an_end_that_cannot_go_on_from_what_it_has_read_is_refused(lacking):
     server, device = ReplayEndpoint(0.5, [0.01], 60, name="server"), device_of(PHONE, 60)
     setattr(device, lacking, False)
@@ -198,7 +198,7 @@ def test_a_device_that_was_never_started_has_read_nothing():
 def test_a_device_that_is_late_within_the_spare_time_needs_no_more_of_the_cloud():
     for kind in (ReplayEndpoint, Mute):
         server = ReplayEndpoint(0.5, [0.01], 100, name="server")
-        device = kind(lambda n: n / 90, [0.04], 100, name="device", reuses=True)
+        device = kind(lambda n: n / 90, [0.04], 100, name="device", prefix_cache=True)
         record, _, error = answer(dataclasses.replace(RULE, spare=0.15, resume_s=2.0), server, device)
         assert error is None
         assert len(server.seen) == 1
@@ -232,7 +232,7 @@ rates = st.sampled_from([20.0, 50.0, 100.0, 400.0])
     st.booleans(),
 )
 def test_nothing_is_lost_repeated_or_reordered(
-    l, length, first, gap, planned, true, limit, refined, server_fails, device_fails, at, at2, start_s, reuses
+    l, length, first, gap, planned, true, limit, refined, server_fails, device_fails, at, at2, start_s, prefix_cache
 ):
     """Whatever fails, and however wrong the device's profile is."""
     rule = TakeOver(
@@ -240,7 +240,7 @@ def test_nothing_is_lost_repeated_or_reordered(
     )
     server = ReplayEndpoint(first, [gap], length, name="server", fail=server_fails, at=at, cancel_s=0.5)
     device = device_of(dc.DeviceProfile(true, 25.0), length, fail=device_fails, at=at2, cancel_s=0.5)
-    device.reuses = reuses
+    device.prefix_cache = prefix_cache
     record, tokens, error = answer(rule, server, device, l=l, length=length, start_s=start_s)
     assert [token.id for token in tokens] == list(range(len(tokens)))
     assert record.complete == (error is None) == (len(tokens) == length)

@@ -8,7 +8,7 @@ the spare time are our reconstruction of its speed controller. Symbols as in `ti
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from disco_core import checks
 from disco_core.cost import End
 from disco_core.dispatch import DispatchPlan
 from disco_core.latency import DeviceProfile
-from disco_core.migration import AnyPrompt, Rule, StreamState
+from disco_core.migration import HAND_OVER, PREFILL, RECALL, STAY, AnyPrompt, Decision, Rule, StreamState
 from disco_core.record import LATE
 
 MOST_RECALLS = 2  # after so many recalls the cloud generates the rest
@@ -43,8 +43,8 @@ class TakeOver(Rule):
     refine         function that makes the device's prompt from the full one; it is called in the event loop, so it
                    must be fast. None: the device prefills the full prompt, from the start of the request
 
-    The hand-over needs a device with a prefix cache (`reuses=True`), and is not made if a token of cloud or device
-    takes longer than s. If the device does not report its prefill, a delay shows only once it is overdue; the reader
+    The hand-over needs a device with a prefix cache (`prefix_cache=True`), and is not made if a token of cloud or
+    device takes longer than s. If the device does not report its prefill, a delay shows only once it is overdue; the reader
     may then wait for `resume_s`. A prefill longer than the stream's `stall_s` is a failure, and so is a cloud that
     stalls as long.
     """
@@ -57,9 +57,6 @@ class TakeOver(Rule):
     spare: float = 0.0
 
     target = End.DEVICE
-    keeps_loser = True
-    reads_on = True
-    paces = True
 
     def __post_init__(self) -> None:
         checks.instance_of(self.device, DeviceProfile, "device")
@@ -67,17 +64,21 @@ class TakeOver(Rule):
             checks.number(getattr(self, name), name)
         checks.positive(self.tpot_limit_s, "tpot_limit_s")
 
-    @property
-    def prepares(self) -> bool:  # type: ignore[override]
-        """A refined prompt is ready with the cloud's first token, at which the device starts its prefill."""
-        return self.refine is not None
-
     def prompt_for(self, end: End, prompt: AnyPrompt) -> AnyPrompt:
         """The full prompt for the cloud, the refined one for the device."""
         refined: AnyPrompt = prompt if self.refine is None or end is End.SERVER else self.refine(prompt)
         return refined
 
-    def moves_now(self, state: StreamState) -> bool:
+    def decide(self, state: StreamState) -> Decision:
+        """The device prefills, and takes over when the cloud's tokens last until then; if late, the cloud is recalled."""
+        if state.awaited:
+            return self._awaits(state)
+        if not self._bridged(state):
+            # a refined prompt is ready with the cloud's first token, at which the device starts its prefill
+            return PREFILL if state.running or self.refine is not None else STAY
+        return HAND_OVER if state.prefix_cache else replace(STAY, reason="the device has no prefix cache")
+
+    def _bridged(self, state: StreamState) -> bool:
         """Whether the cloud's n tokens bridge the time until the device's first, `(R - C) / n <= s`."""
         if max(self.cloud_token_s, 1 / self.device.decode_rate) > self.tpot_limit_s:
             return False
@@ -85,11 +86,11 @@ class TakeOver(Rule):
             return False
         if not state.record.handovers:
             lasts_s = self._first_s(state) + len(state.record.tokens) * self.tpot_limit_s
-        elif state.reads:  # it was late: this time its prefill has to finish first
+        elif state.running:  # it was late: this time its prefill has to finish first
             return False
         else:  # and some tokens may have been released too early
             lasts_s = self._lasts_s(state)
-        return self._planned_s(state, len(state.record.tokens)) <= lasts_s
+        return self._planned_s(state, len(state.record.tokens)) <= lasts_s + ROUNDING_S
 
     def due_s(self, state: StreamState, index: int, source: End) -> float:
         """A token of the cloud: `tau = max(t_c, (R - C) / n)` after the last, at most s; of the device: 1/d after."""
@@ -101,17 +102,17 @@ class TakeOver(Rule):
         even_s = (self._planned_s(state, sent) - last_s) / (sent - index + 1)
         return last_s + max(self.cloud_token_s, min(even_s, self.tpot_limit_s))
 
-    def ask_again_s(self, state: StreamState) -> float:
-        """The latest time at which the cloud can be recalled so that the reader waits no longer than s for a token.
+    def _awaits(self, state: StreamState) -> Decision:
+        """Recall the cloud at the latest time at which the reader waits no longer than s for a token.
 
         It is recalled only if the device is not expected by then; otherwise this is checked again soon after.
         """
         lasts_s, often_s = self._lasts_s(state), self.tpot_limit_s / 8
         ask_s = lasts_s - self.resume_s - often_s
-        if ask_s > state.now_s + ROUNDING_S:
-            return min(ask_s, state.now_s + self.tpot_limit_s)  # the pace may change until then
+        if ask_s > state.now_s + ROUNDING_S:  # the pace may change until then
+            return replace(STAY, again_s=min(ask_s, state.now_s + self.tpot_limit_s))
         late = lasts_s + ROUNDING_S < self.ready_s(state, len(state.record.tokens))
-        return state.now_s if late else state.now_s + often_s
+        return RECALL if late else replace(STAY, again_s=state.now_s + often_s)
 
     def ready_s(self, state: StreamState, sent: int) -> float:
         """R: when the device has prefilled its prompt and `sent` tokens; inf if it is overdue and reports nothing.
@@ -123,14 +124,15 @@ class TakeOver(Rule):
         made = state.record.tokens
         made_s = (made[-1].generated_s if made else state.now_s) + (sent - len(made)) * self.cloud_token_s
         there_s = max(state.now_s, made_s)
-        if not state.reads and state.reading_s > 0:
+        if not state.running and state.running_s > 0:
             return there_s + (sent - known) / rate
-        reading_s = state.reading_s - self.device.startup
-        left_s = (l + known) / rate - reading_s
-        if state.read is not None and reading_s > 0:
-            read = reading_s * rate if state.read <= reading_s * rate < state.read + STEP_TOKENS else state.read
-            rate = min(rate, read / reading_s)
-            left_s = (l + known - read) / rate if read else math.inf
+        prefilling_s = state.running_s - self.device.startup
+        left_s = (l + known) / rate - prefilling_s
+        if state.prefilled is not None and prefilling_s > 0:
+            expected = prefilling_s * rate
+            done = expected if state.prefilled <= expected < state.prefilled + STEP_TOKENS else state.prefilled
+            rate = min(rate, done / prefilling_s)
+            left_s = (l + known - done) / rate if done else math.inf
         elif left_s < -ROUNDING_S - self.spare * (l + known) / rate:
             left_s = math.inf
         return max(state.now_s + left_s, there_s) + (sent - known) / rate if left_s < math.inf else math.inf
