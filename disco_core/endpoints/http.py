@@ -1,44 +1,41 @@
-"""Shared by endpoints over HTTP: server-sent events from bytes, keys kept out of messages, names for failures."""
+"""Shared by endpoints over HTTP: requests, the events of an answer, and errors in the server's own words."""
 
 import asyncio
+import json
+import math
+import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from disco_core import checks
-from disco_core.errors import CutError, EndpointError, InputError, ProtocolError, RefusedError, StalledError
+import httpx
 
-LONGEST_EVENT = 1 << 22  # bytes; no line of an event stream is longer
+from disco_core import checks
+from disco_core.endpoints.base import Endpoint, Prefix, Token
+from disco_core.endpoints.events import Events, is_error, is_filtered, objects, page, words
+from disco_core.endpoints.stop import Answer
+from disco_core.errors import (
+    CutError,
+    EndpointError,
+    FilteredError,
+    InputError,
+    ProtocolError,
+    RefusedError,
+    StalledError,
+)
+
+Request = Callable[[], Awaitable[dict[str, Any]]]
+LONGEST_PAGE = 1 << 16  # bytes of a reply that is no stream of events
+LINGER_S = 1.0  # seconds that the connection may take to end after the answer has; it can be used again then
 MEANING = {
     401: "the key is wrong or missing",
     403: "the key does not allow this",
     404: "no such address or model",
     429: "too many requests",
 }
-
-
-class Events:
-    """The data of server-sent events from bytes that may be cut anywhere, also within a character or a line."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-        self._data: list[str] = []
-
-    def feed(self, raw: bytes) -> Iterator[str]:
-        """The events that these bytes complete. ValueError for bytes that are no text, or a line that is too long."""
-        lines = (self._rest + raw).replace(b"\r\n", b"\n").split(b"\n")
-        self._rest = lines.pop()
-        if len(self._rest) > LONGEST_EVENT:
-            raise ValueError("a line that is too long")
-        for line in lines:
-            line = line.removesuffix(b"\r")
-            field, _, value = line.partition(b":")
-            if field in (b"data", b"error"):  # older servers report an error under its own name
-                self._data.append(value.removeprefix(b" ").decode())
-            elif not line and self._data:
-                yield "\n".join(self._data)
-                self._data = []
+STREAMS = ("text/event-stream", "application/x-ndjson", "application/octet-stream", "text/plain", "")
 
 
 def secret(key: str | None, name: str) -> str | None:
@@ -51,7 +48,7 @@ def secret(key: str | None, name: str) -> str | None:
 
 def redact(key: str | None, text: str) -> str:
     """A server's text in one line of at most 300 characters, with the key redacted."""
-    line = " ".join(text.split())
+    line = " ".join(text.encode(errors="replace").decode().split())
     return (line.replace(key, "***") if key else line)[:300]
 
 
@@ -59,29 +56,60 @@ def address(url: str, name: str) -> str:
     """The URL, if it has no credentials, query or fragment; InputError otherwise."""
     allowed = f"{name}: url must be http://host or https://host, without a key, a query or a fragment"
     try:
-        parts = urlsplit(checks.instance_of(url, str, "url"))
+        parts = urlsplit(checks.instance_of(url, str, f"{name}: url"))
         hidden = parts.username or parts.password or parts.query or parts.fragment or "@" in url
         good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
-    except ValueError:
-        raise InputError(allowed) from None
+    except ValueError as error:
+        raise error if isinstance(error, InputError) else InputError(allowed) from None
     if hidden or not good:
         raise InputError(allowed if hidden else f"{allowed}, got {url!r:.80}")
     return url.rstrip("/")
 
 
-class Remote:
+class RemoteAnswer(Answer):
+    """An answer out of the events of a server.
+
+    done   whether the server has said how it ended: whatever happens to the connection afterwards is no failure
+    stray  words of an event that is no part of an answer, perhaps the reason why there is none
+    """
+
+    done = False
+    stray = ""
+
+    def __init__(self, endpoint: "Remote", path: str, request: Request, prefix: Prefix) -> None:
+        super().__init__(endpoint._tokens(path, request, self), prefix, endpoint.stop)
+        self.endpoint, self.prefix = endpoint, prefix
+
+    async def read(self, event: dict[str, Any]) -> list[Token]:
+        """The tokens in an event."""
+        raise NotImplementedError
+
+    def finish(self) -> list[Token]:
+        """The tokens still held back, once it is done; an EndpointError if the answer is not complete."""
+        return []
+
+    async def cancelled(self) -> None:
+        """Return when the server has stopped, after the connection was closed."""
+
+
+class Remote(Endpoint):
     """An endpoint at a URL; it keeps its key out of messages and its connections open.
 
+    stop           texts that end an answer
     stale_retries  requests that were sent again because an idle connection had been dropped
 
     Connections belong to an event loop; another loop opens its own.
     """
 
-    def __init__(self, name: str, url: str, key: str | None, deadline_s: float) -> None:
-        self.name, self.stale_retries = name, 0
+    stop: tuple[str, ...] = ()
+
+    def __init__(self, name: str, url: str, key: str | None, deadline_s: float, settings: dict[str, Any]) -> None:
+        self.name, self.stale_retries = checks.instance_of(name, str, "name"), 0
         self._address, self._key = address(url, name), secret(key, name)
-        self.deadline_s = checks.positive(deadline_s, "deadline_s")
-        self._client: Any = None
+        self.deadline_s = checks.positive(deadline_s, f"{name}: deadline_s")
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._settings = settings | {"headers": {"Accept-Encoding": "identity"} | headers}
+        self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def aclose(self) -> None:
@@ -96,49 +124,196 @@ class Remote:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    def _new_client(self) -> Any:
-        raise NotImplementedError
+    def _new_client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=16)
+        options: dict[str, Any] = {"timeout": self.deadline_s, "limits": limits, **self._settings}
+        try:
+            return httpx.AsyncClient(event_hooks={"request": [watched]}, **options)
+        except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
+            what = self._quote(error if isinstance(error, OSError) else type(error).__name__, 200)
+        proxies = ", ".join(unusable_proxies()) if self._settings["trust_env"] else ""
+        if proxies:
+            what = f"the environment's {proxies} is no proxy that can be used; http:// and https:// can be"
+        raise RefusedError(self.name, f"no connection can be made: {what}")
 
-    def _pool(self) -> Any:
+    def _pool(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         if self._client is None or self._loop is not loop:
             self._client, self._loop = self._new_client(), loop
         return self._client
 
-    def _quote(self, words: object, most: int = 60) -> str:
-        """A server's text, shortened and with the key redacted, for an error message."""
-        return redact(self._key, str(words))[:most]
+    async def _tokens(self, path: str, request: Request, answer: RemoteAnswer) -> AsyncGenerator[Token, None]:
+        """The tokens of one answer; every failure as an EndpointError with this endpoint's name."""
+        failed: EndpointError | None = None
+        try:
+            async with AsyncExitStack() as stack:
+                response = await self._send(path, await request(), stack)
+                async for name, data in await stack.enter_async_context(aclosing(self._events(response, answer))):
+                    for event in self._parsed(name, data):
+                        if "choices" not in event and "content" not in event:
+                            answer.stray = words(event) or answer.stray
+                        for token in await answer.read(event):
+                            yield token
+        except (GeneratorExit, asyncio.CancelledError):
+            if not answer.done:
+                await answer.cancelled()
+            raise
+        except EndpointError as error:
+            failed = error
+        except Exception as error:
+            failed = self._broken(error)
+        if failed and not answer.done:  # raised here so that no other error becomes its context
+            failed.__context__ = None
+            raise failed
+        for token in answer.finish():
+            yield token
 
-    def _refusal(self, status: int, retry_after: str | None, text: object) -> RefusedError:
-        """The error for a status other than 200."""
-        after = f", Retry-After {self._quote(retry_after)} s" if retry_after else ""
-        words = [f"{status}{after}", MEANING.get(status, ""), self._quote(text, 300)]
-        return RefusedError(self.name, ": ".join(filter(None, words)))
+    async def _send(self, path: str, body: dict[str, Any], stack: AsyncExitStack) -> httpx.Response:
+        """The response; the request is sent again, on a new connection, if an idle one had been dropped."""
+
+        async def send(client: httpx.AsyncClient) -> httpx.Response:
+            message = client.build_request("POST", f"{self._address}{path}", json=body)
+            response = await client.send(message, stream=True)
+            stack.push_async_callback(response.aclose)
+            return response
+
+        try:
+            return await send(self._pool())
+        except httpx.HTTPError as error:
+            if not stale(error):
+                raise
+            self.stale_retries += 1
+        return await send(await stack.enter_async_context(self._new_client()))
+
+    async def _events(self, response: httpx.Response, answer: RemoteAnswer) -> AsyncGenerator[tuple[str, str], None]:
+        """Name and data of each event; a stream that ends before the answer is done is an EndpointError."""
+        kind, events = response.headers.get("content-type", ""), Events()
+        failed: EndpointError | None = None
+        if not response.is_success:
+            raise self._refusal(response, await self._page(response))
+        if kind.split(";")[0].strip().lower() not in STREAMS:
+            raw = await self._page(response)
+            if b'"choices"' not in raw:
+                why = f"it answered with {self._quote(kind)}, not with a stream of events"
+                raise self._error(ProtocolError, page(raw), why)
+            yield "", raw.decode(errors="replace")  # the whole answer, by a server that does not stream
+        else:
+            try:
+                async with aclosing(_received(response, answer)) as pieces:
+                    async for piece in pieces:
+                        for event in events.feed(piece):
+                            yield event
+            except Exception as error:
+                failed = self._broken(error)
+        for name, data in events.feed(b"\n\n"):
+            with suppress(ValueError):  # the connection ended within it
+                if name == "error" or objects(data):
+                    yield name, data
+        if not answer.done:
+            told = page(events.stray.encode(errors="replace")) if events.stray else answer.stray
+            raise failed or self._error(CutError, told, "the stream ended without a finish reason")
+
+    async def _page(self, response: httpx.Response) -> bytes:
+        """The body of a response that is no stream of events, as far as it comes soon."""
+        raw = b""
+        with suppress(httpx.HTTPError, TimeoutError):
+            async with asyncio.timeout(min(LINGER_S, self.deadline_s)):
+                async for piece in response.aiter_bytes():
+                    raw += piece
+                    if len(raw) > LONGEST_PAGE:
+                        break
+        return raw
+
+    def _parsed(self, name: str, data: str) -> Iterator[dict[str, Any]]:
+        """The objects in the data of an event; none in a keep-alive. An EndpointError if it reports one."""
+        if name in ("ping", "heartbeat", "keepalive", "keep-alive") or data.strip(' "\n').upper() in ("", "[DONE]"):
+            return
+        try:
+            values = objects(data)
+        except ValueError as error:
+            if name in ("", "message"):
+                raise self._unreadable(error) from None
+            values = [data] if name == "error" else []
+        for value in values:
+            if name == "error" or (isinstance(value, dict) and is_error(value)):
+                raise self._error(CutError, value)
+            if isinstance(value, dict):
+                yield value
+            elif value is not None:
+                raise self._unreadable(data)
+
+    def _quote(self, text: object, most: int = 60) -> str:
+        """A server's text, shortened and with the key redacted, for an error message."""
+        return redact(self._key, str(text))[:most]
+
+    def _error(self, kind: type[EndpointError], value: Any, what: str = "") -> EndpointError:
+        """An error in the server's own words, which `value` has in some shape."""
+        if isinstance(value, dict) and is_filtered(value):
+            kind = FilteredError
+        told = self._quote(words(value) or (json.dumps(value) if value else ""), 300)
+        return kind(self.name, ": ".join(filter(None, [what, told])) or "an error")
+
+    def _refusal(self, response: httpx.Response, body: bytes) -> EndpointError:
+        """The error for a status that is no success."""
+        status, after = response.status_code, self._quote(response.headers.get("retry-after", ""))
+        after = f", Retry-After {after}{' s' if after.isdigit() else ''}" if after else ""
+        return self._error(
+            RefusedError, page(body), ": ".join(filter(None, [f"{status}{after}", MEANING.get(status, "")]))
+        )
 
     def _unreadable(self, error: object) -> ProtocolError:
         return ProtocolError(self.name, f"it sent something unreadable: {self._quote(error, 80)}")
 
-    def _broken(self, error: BaseException) -> EndpointError:
-        """The error for a failure of the transport, by its classes' names, which httpx and its successor share."""
+    def _broken(self, error: Exception) -> EndpointError:
+        """The error for a failure of the transport, or for what nobody can read."""
         name, what = self.name, self._quote(error, 200) or type(error).__name__
-        kinds = {kind.__name__ for kind in type(error).__mro__}
-        if "ConnectTimeout" in kinds:
+        if isinstance(error, httpx.ConnectTimeout):
             return RefusedError(name, "it cannot be reached: no connection within its deadline")
-        if "TimeoutException" in kinds:
+        if isinstance(error, httpx.TimeoutException):
             return StalledError(name, "it sent nothing within its deadline")
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLWantReadError):
                 return RefusedError(name, f"TLS failed: {what}")
             cause = cause.__cause__ or cause.__context__
-        if kinds & {"ConnectError", "UnsupportedProtocol", "InvalidURL"}:
+        if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL | httpx.ProxyError):
             return RefusedError(name, f"it cannot be reached: {what}")
-        if "RemoteProtocolError" in kinds and "disconnected" not in what and "closed" not in what:
+        if isinstance(error, httpx.TooManyRedirects):
+            return RefusedError(name, f"it sends from one address to another: {what}")
+        if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in what and "closed" not in what:
             return ProtocolError(name, f"it does not speak HTTP: {what}")
-        return CutError(name, f"the connection broke: {what}")
+        if isinstance(error, httpx.HTTPError | httpx.StreamError | OSError):
+            return CutError(name, f"the connection broke: {what}")
+        return self._unreadable(error)
 
 
-async def watched(request: Any) -> None:
+async def _received(response: httpx.Response, answer: RemoteAnswer) -> AsyncGenerator[bytes, None]:
+    """The bytes of a response, until it ends, or does not for `LINGER_S` after the answer has."""
+    clock, deadline = asyncio.get_running_loop().time, math.inf
+    received: Any = response.aiter_bytes()
+    async with aclosing(received) as pieces:
+        with suppress(StopAsyncIteration, TimeoutError):
+            while not answer.done:
+                yield await anext(pieces)
+            deadline = clock() + LINGER_S
+            while True:
+                yield await asyncio.wait_for(anext(pieces), max(0.0, deadline - clock()))
+
+
+def unusable_proxies() -> list[str]:
+    """Names of the environment's variables for proxies that httpx cannot use."""
+    names = {name: value for name, value in os.environ.items() if value and name.lower().endswith("_proxy")}
+    unusable = []
+    for name in names.keys() - {"no_proxy", "NO_PROXY"}:
+        try:
+            url = names[name] if "://" in names[name] else f"http://{names[name]}"
+            httpx.AsyncClient(proxy=url, verify=False, trust_env=False)
+        except Exception:
+            unusable.append(name)
+    return sorted(unusable) or sorted(names.keys() & {"no_proxy", "NO_PROXY"})
+
+
+async def watched(request: httpx.Request) -> None:
     """An event hook of a client that marks a request whose connection was new."""
 
     async def trace(event: str, _: object) -> None:
@@ -148,8 +323,7 @@ async def watched(request: Any) -> None:
     request.extensions["trace"] = trace
 
 
-def stale(error: Any) -> bool:
+def stale(error: httpx.HTTPError) -> bool:
     """Whether a request failed unanswered on a connection used before, which is no failure of the endpoint."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    dropped = kinds & {"RemoteProtocolError", "ReadError", "WriteError"}
-    return bool(dropped) and "connected" not in error.request.extensions
+    dropped = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError)
+    return dropped and "connected" not in error.request.extensions

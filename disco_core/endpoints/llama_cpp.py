@@ -15,16 +15,15 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, redirect_stderr, suppress
-from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from io import StringIO
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 from disco_core import checks
-from disco_core.endpoints.base import Prefix, Prompt, Token, estimate
+from disco_core.endpoints.base import Endpoint, Generation, Prefix, Prompt, Token, estimate
+from disco_core.endpoints.stop import Answer, sampling, stop_texts
 from disco_core.endpoints.vocabulary import PROBE, apply_chat_template, fingerprint, prompt_segments, validate_prompt
 from disco_core.errors import CutError, EndpointError, InputError, RefusedError
 
@@ -47,17 +46,25 @@ def model_file(name: str, path: Any) -> Path:
     return Path(path)
 
 
-@dataclass(eq=False)
-class _Job:
-    """A generation for the owner thread to run, and the way back to the event loop that waits for its tokens."""
+class _Job(Answer):
+    """A generation that the owner thread runs, and the way back to the event loop that waits for its tokens."""
 
-    ids: list[int]
-    prefix: Prefix
+    ids: Sequence[int] = ()
     loop: asyncio.AbstractEventLoop
-    news: "asyncio.Queue[Token | EndpointError | None]" = field(default_factory=asyncio.Queue)
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-    start: threading.Lock = field(default_factory=threading.Lock)  # taken once: by the owner or by an early cancel
-    flag: Any = field(default_factory=lambda: ctypes.create_string_buffer(2))  # "" goes on, any text aborts
+
+    def __init__(self, endpoint: "LlamaCppEndpoint", prefix: Prefix) -> None:
+        super().__init__(endpoint._answer(self), prefix, endpoint.stop)
+        self.endpoint, self.prefix = endpoint, prefix
+        self.news: asyncio.Queue[Token | EndpointError | None] = asyncio.Queue()
+        self.ended, self.start = asyncio.Event(), threading.Lock()  # `start` is taken by the owner or an early cancel
+        self.flag = ctypes.create_string_buffer(2)  # "" goes on, any text aborts
+
+    @property
+    def prefilled(self) -> int | None:  # type: ignore[override]
+        """Tokens of the prefix processed so far; None unless it is running."""
+        endpoint = self.endpoint
+        running = endpoint._at is self and not endpoint._closed
+        return min(len(self.ids), endpoint._llama.n_tokens) if running else None
 
     def cancel(self) -> None:
         self.flag[0] = b"!"
@@ -80,15 +87,15 @@ class _Job:
             self.cancel()
 
 
-class LlamaCppEndpoint:
+class LlamaCppEndpoint(Endpoint):
     """An endpoint in this process. Close it, or use it as a context manager, `async` or not.
 
     model_path     GGUF file; InputError if it is missing, something else, or cannot be loaded
     n_threads      threads that compute
     n_ctx          tokens of prompt and answer that fit, at most the context the model was trained with
-    temperature    0 is greedy
+    temperature    0 is greedy; `top_p` None: llama.cpp's default; `stop`: one or several texts that end the answer
     chat_template  Jinja template for messages, by default the one in the file
-    reuses         whether to use the prefix cache: a job continues from the beginning it has in common with the last
+    prefix_cache   whether to use it: a job continues from the beginning it has in common with the last
                    one, also if that was cancelled; otherwise each job starts from an empty state
     confirmed      tokens actually processed, also by cancelled jobs
 
@@ -103,19 +110,23 @@ class LlamaCppEndpoint:
         n_ctx: int = 2048,
         name: str = "llama.cpp",
         temperature: float = 0.0,
-        reuses: bool = False,
+        prefix_cache: bool = False,
         chat_template: str | None = None,
+        *,
+        top_p: float | None = None,
+        stop: str | Sequence[str] | None = None,
     ) -> None:
-        self.name, self.continues, self.confirmed, self.reuses = name, True, 0, reuses
-        self.temperature = checks.number(temperature, "temperature")
-        self.chat_template = (
-            None if chat_template is None else checks.instance_of(chat_template, str, "chat_template")
-        )
+        self.name, self.continues, self.confirmed = checks.instance_of(name, str, "name"), True, 0
+        self.prefix_cache = checks.instance_of(prefix_cache, bool, f"{name}: prefix_cache")
+        self.temperature, self.top_p = sampling(name, temperature, top_p)
+        self.stop = stop_texts(stop, f"{name}: stop")
+        given = chat_template
+        self.chat_template = None if given is None else checks.instance_of(given, str, f"{name}: chat_template")
         self._path = model_file(name, model_path)
-        self._options = {"n_ctx": checks.count(n_ctx, "n_ctx"), "n_threads": checks.count(n_threads, "n_threads")}
+        self._options = {"n_ctx": checks.count(n_ctx, f"{name}: n_ctx")}
+        self._options["n_threads"] = checks.count(n_threads, f"{name}: n_threads")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._open: set[_Job] = set()
-        self._works: WeakKeyDictionary[AsyncGenerator[Token, None], list[_Job]] = WeakKeyDictionary()
         self._at: _Job | None = None  # the job that the owner runs, once the state is cut to the common beginning
         self._closed = False
         loaded: Future[Llama] = Future()
@@ -127,42 +138,33 @@ class LlamaCppEndpoint:
         self._template = lru_cache(maxsize=256)(self._templated)
         self._size: int = self._llama.n_vocab()
         self._bos = self._mark(self._llama.token_bos())
-        self.context: int | None = self._llama.n_ctx()
+        self.context = self._llama.n_ctx()
         self.vocabulary = fingerprint(self._size, self._tokenize(PROBE, False))
 
     def count(self, prompt: Prompt) -> int:
         """Tokens of a prompt, with chat template and BOS if the model has one; an estimate if that fails."""
         try:
-            read = self.built(prompt)
-            return len(self._tokenize(read, True)) if isinstance(read, str) else len(read)
+            text = self.apply_chat_template(prompt)
+            return len(self._tokenize(text, True)) if isinstance(text, str) else len(text)
         except RefusedError:  # for `generate` to report
             return estimate(prompt)
 
-    def built(self, prompt: Prompt) -> str | Sequence[int]:
+    def apply_chat_template(self, prompt: Prompt) -> str | Sequence[int]:
         """The prompt as the model gets it: messages in its chat template; RefusedError if it does not take them."""
         return apply_chat_template(prompt, self._template)
 
-    def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+    def generate(self, prefix: Prefix) -> Generation:
         """The tokens that follow, up to the end of the turn. Closing stops even a prefill within milliseconds."""
-        jobs = list[_Job]()
-        tokens = self._answer(prefix, jobs)
-        self._works[tokens] = jobs
-        return tokens
+        return _Job(self, prefix)
 
-    def read(self, tokens: AsyncGenerator[Token, None]) -> int | None:
-        """Tokens processed for a generator of `generate`, generated ones included; None unless its job is running."""
-        jobs = self._works[tokens]
-        return self._llama.n_tokens if jobs and self._at is jobs[0] and not self._closed else None
-
-    async def _answer(self, prefix: Prefix, jobs: list[_Job]) -> AsyncGenerator[Token, None]:
-        ids: list[int] = []
-        for i, part in enumerate(prompt_segments(self.built(prefix.prompt), prefix.generated)):
+    async def _answer(self, job: _Job) -> AsyncGenerator[Token, None]:
+        ids, prefix = list[int](), job.prefix
+        for i, part in enumerate(prompt_segments(self.apply_chat_template(prefix.prompt), prefix.generated)):
             ids += self._tokenize(part, i == 0) if isinstance(part, str) else part
         validate_prompt(self.name, prefix, ids, self._size, self.context)
         if self._closed:
             raise RefusedError(self.name, "it is closed")
-        job = _Job(ids, prefix, asyncio.get_running_loop())
-        jobs.append(job)
+        job.ids, job.loop = ids, asyncio.get_running_loop()
         self._open.add(job)
         self._jobs.put(job)
         try:
@@ -291,7 +293,7 @@ class LlamaCppEndpoint:
         from llama_cpp import llama_set_abort_callback, llama_vocab_is_eog
 
         logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # it reports every cancel as an error
-        if not self.reuses:
+        if not self.prefix_cache:
             llama.reset()
         llama.n_tokens = known = _alike(llama.input_ids[: llama.n_tokens], job.ids)
         self._at = job
@@ -303,10 +305,12 @@ class LlamaCppEndpoint:
             text.decode(llama._model.detokenize(ids_known))
         first, budget = len(ids_known), job.prefix.max_tokens
         try:
-            with closing(llama.generate(job.ids, temp=self.temperature)) as ids:
+            sampled = {"temp": self.temperature} | ({} if self.top_p is None else {"top_p": self.top_p})
+            with closing(llama.generate(job.ids, **sampled)) as ids:
                 for index, id in enumerate(islice(ids, budget), first):
                     if llama_vocab_is_eog(llama._model.vocab, id):
                         break
+                    job.made += 1
                     job.tell(Token(index, text.decode(llama._model.detokenize([id])), id))
                     if job.cancelled:
                         raise CutError(self.name, "it was stopped")

@@ -16,22 +16,22 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import httpx
 
 from disco_core import checks
-from disco_core.endpoints.base import Prefix, Prompt, Token, estimate, is_chat
-from disco_core.endpoints.http import LONGEST_EVENT, Events, Remote, stale, watched
+from disco_core.endpoints.base import Generation, Prefix, Prompt, Token, estimate, is_chat
+from disco_core.endpoints.events import BROKEN, LONGEST_EVENT, as_dict, token_count
+from disco_core.endpoints.http import Remote, RemoteAnswer
+from disco_core.endpoints.stop import sampling, stop_texts
 from disco_core.endpoints.vocabulary import PROBE, apply_chat_template, fingerprint, prompt_segments, validate_prompt
 from disco_core.errors import CutError, EndpointError, ProtocolError, RefusedError, StalledError
 
 QUESTION_S = 2.0  # seconds that a blocking query may take
 MARK = "dry_allowed_length"  # a setting that `/slots` reports, of a sampler that is off
-BROKEN = "\N{REPLACEMENT CHARACTER}"
 
 
 class LlamaServerEndpoint(Remote):
@@ -41,8 +41,8 @@ class LlamaServerEndpoint(Remote):
     api_key        if the server requires one; it appears in no message and no record
     deadline_s     seconds without a byte after which it has failed
     confirm_s      seconds to wait until a cancelled request is confirmed to have stopped
-    temperature    0 is greedy
-    reuses         whether the server may use its prefix cache: a slot continues from the beginning it has in common
+    temperature    0 is greedy; `top_p` None: the server's default; `stop`: one or several texts that end the answer
+    prefix_cache   whether the server may use it: a slot continues from the beginning it has in common
     unconfirmed    cancelled requests that the server did not confirm in time to have stopped
     estimated      token counts that were estimated, since the server did not answer
 
@@ -60,22 +60,24 @@ class LlamaServerEndpoint(Remote):
         deadline_s: float = 30.0,
         confirm_s: float = 5.0,
         temperature: float = 0.0,
-        reuses: bool = False,
+        top_p: float | None = None,
+        stop: str | Sequence[str] | None = None,
+        prefix_cache: bool = False,
     ) -> None:
-        super().__init__(name, url, api_key, deadline_s)
-        self.url, self.continues, self.reuses = self._address, True, reuses
-        self.temperature = checks.number(temperature, "temperature")
-        self.confirm_s = checks.positive(confirm_s, "confirm_s")
+        secure = isinstance(url, str) and url.startswith("https:")
+        verify = httpx.create_ssl_context(trust_env=False) if secure else False
+        super().__init__(name, url, api_key, deadline_s, {"verify": verify, "trust_env": False})
+        self.url, self.continues, self.remote = self._address, True, True
+        self.prefix_cache = checks.instance_of(prefix_cache, bool, f"{name}: prefix_cache")
+        self.temperature, self.top_p = sampling(name, temperature, top_p)
+        self.stop = stop_texts(stop, f"{name}: stop")
+        self.confirm_s = checks.positive(confirm_s, f"{name}: confirm_s")
         self.unconfirmed = self.estimated = 0
-        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        verify = httpx.create_ssl_context(trust_env=False) if self.url.startswith("https:") else False
-        self._http: dict[str, Any] = {"headers": headers, "verify": verify, "trust_env": False}
         self._mute_until = 0.0
         self._tokenize, failed = lru_cache(maxsize=4096)(self._tokenized), None
         self._template = lru_cache(maxsize=256)(self._templated)
         try:
-            self._size = int(self._ask("GET", "/v1/models")["data"][0]["meta"]["n_vocab"])
-            self.context: int | None = int(self._ask("GET", "/props")["default_generation_settings"]["n_ctx"])
+            self._size, self.context = self._facts()
             self._bos = self._tokenize("", True)
             self.vocabulary = fingerprint(self._size, self._tokenize(PROBE, False))
         except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -90,64 +92,48 @@ class LlamaServerEndpoint(Remote):
             return len(prompt)
         if time.monotonic() >= self._mute_until:
             try:
-                return len(self._tokenize(str(self.built(prompt)), True))
-            except (
-                EndpointError,
-                ValueError,
-                KeyError,
-                TypeError,
-            ):  # for `generate` to report: the other endpoint continues
+                return len(self._tokenize(str(self.apply_chat_template(prompt)), True))
+            except (EndpointError, ValueError, KeyError, TypeError):  # for `generate` to report
                 self._mute_until = time.monotonic() + self.deadline_s
         self.estimated += 1
         return estimate(prompt)
 
-    def built(self, prompt: Prompt) -> str | Sequence[int]:
+    def apply_chat_template(self, prompt: Prompt) -> str | Sequence[int]:
         """The prompt as the model gets it: messages in the chat template, which the server applies."""
         return apply_chat_template(prompt, self._template)
 
-    async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+    def generate(self, prefix: Prefix) -> Generation:
         """The tokens that follow, up to the end of the turn.
 
         Closing returns once the server's slot is free; StalledError after `confirm_s`.
         """
-        ids: list[int] = []
-        prompt = prefix.prompt
-        read = await asyncio.to_thread(self.built, prompt) if is_chat(prompt) else self.built(prompt)
-        for i, part in enumerate(prompt_segments(read, prefix.generated)):
+        return _Answer(self, prefix)
+
+    async def probe(self) -> str:
+        """How it continues an answer: exactly, by the ids of its tokens."""
+        return "ids"
+
+    async def _request(self, answer: "_Answer") -> dict[str, Any]:
+        ids, prefix = list[int](), answer.prefix
+        given, chat = prefix.prompt, is_chat(prefix.prompt)
+        prompt = await asyncio.to_thread(self.apply_chat_template, given) if chat else self.apply_chat_template(given)
+        for i, part in enumerate(prompt_segments(prompt, prefix.generated)):
             if isinstance(part, str):
                 part = list(await asyncio.to_thread(self._tokenize, part, i == 0))
             ids += part
         validate_prompt(self.name, prefix, ids, self._size, self.context)
-        mark = secrets.randbelow(2**31)  # identifies the slot, so that `_free` can see when it has stopped
-        request = {
+        answer.mark = secrets.randbelow(2**31)  # identifies the slot, so that `_free` can see when it has stopped
+        return {
             "prompt": ids,
             "n_predict": prefix.max_tokens,
             "temperature": self.temperature,
             "seed": -1 if prefix.seed is None else prefix.seed % 2**32,  # -1: the server draws one
-            MARK: mark,
+            MARK: answer.mark,
             "stream": True,
             "return_tokens": True,
             "return_progress": True,
-            "cache_prompt": self.reuses,
-        }
-        reader = _Reader(self, prefix)
-        failed: EndpointError | None = None
-        try:
-            async with self._events(request) as events:
-                async for event in events:
-                    for token in await reader.read(event):
-                        yield token
-        except (GeneratorExit, asyncio.CancelledError):
-            if not reader.done:
-                await self._free(mark)
-            raise
-        except EndpointError as error:
-            failed = error
-        if failed:  # raised here so that no other error becomes its context
-            failed.__context__ = None
-            raise failed
-        if not reader.done:
-            raise CutError(self.name, "the stream ended without a stop reason")
+            "cache_prompt": self.prefix_cache,
+        } | ({} if self.top_p is None else {"top_p": self.top_p})
 
     async def text_of(self, ids: Sequence[int]) -> str:
         """The text of ids; an unfinished character at its start or end is U+FFFD."""
@@ -160,57 +146,6 @@ class LlamaServerEndpoint(Remote):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r}, name={self.name!r})"
-
-    def _new_client(self) -> httpx.AsyncClient:
-        limits, hooks = httpx.Limits(max_connections=None, max_keepalive_connections=16), {"request": [watched]}
-        timeout = httpx.Timeout(self.deadline_s)
-        return httpx.AsyncClient(timeout=timeout, limits=limits, event_hooks=hooks, **self._http)
-
-    @asynccontextmanager
-    async def _events(self, request: dict[str, Any]) -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
-        """The events of one `/completion`; every failure as an EndpointError with this endpoint's name."""
-        async with AsyncExitStack() as stack:
-            try:
-                response = await self._send(request, stack)
-                if response.status_code != 200:
-                    raise self._refused(response, await response.aread())
-                kind = response.headers.get("content-type", "none")
-                if not kind.startswith("text/event-stream"):
-                    raise ProtocolError(
-                        self.name, f"it answered with {self._quote(kind)}, not with a stream of events"
-                    )
-                yield await stack.enter_async_context(aclosing(self._parsed(response)))
-            except httpx.HTTPError as error:
-                raise self._broken(error) from None
-
-    async def _send(self, request: dict[str, Any], stack: AsyncExitStack) -> httpx.Response:
-        async def send(client: httpx.AsyncClient) -> httpx.Response:
-            message = client.build_request("POST", f"{self.url}/completion", json=request)
-            response = await client.send(message, stream=True)
-            stack.push_async_callback(response.aclose)
-            return response
-
-        try:
-            return await send(self._pool())
-        except httpx.HTTPError as error:
-            if not stale(error):
-                raise
-            self.stale_retries += 1
-            return await send(await stack.enter_async_context(self._new_client()))
-
-    async def _parsed(self, response: httpx.Response) -> AsyncGenerator[dict[str, Any], None]:
-        events = Events()
-        async for raw in response.aiter_raw():
-            try:
-                for data in events.feed(raw):
-                    if data == "[DONE]":  # it does not say how the answer ended
-                        continue
-                    event = json.loads(data)
-                    if not isinstance(event, dict):
-                        raise ValueError(data)
-                    yield event
-            except ValueError as error:
-                raise self._unreadable(error) from None
 
     async def _free(self, mark: int) -> None:
         """Wait until no slot processes the request any more; StalledError after `confirm_s`."""
@@ -247,7 +182,8 @@ class LlamaServerEndpoint(Remote):
         timeout, raw = min(self.deadline_s, QUESTION_S), b""
         deadline, failed = time.monotonic() + timeout, None
         try:
-            with httpx.stream(method, f"{self.url}{path}", json=request, timeout=timeout, **self._http) as response:
+            settings = {"json": request, "timeout": timeout, **self._settings}
+            with httpx.stream(method, f"{self.url}{path}", **settings) as response:
                 for piece in response.iter_raw():
                     raw += piece
                     if len(raw) > LONGEST_EVENT or time.monotonic() > deadline:
@@ -256,28 +192,39 @@ class LlamaServerEndpoint(Remote):
             failed = self._broken(error)
         if failed:
             raise failed
-        if response.status_code != 200:
-            raise self._refused(response, raw)
+        if not response.is_success:
+            raise self._refusal(response, raw)
         found = json.loads(raw)
         if not isinstance(found, dict):
             raise ValueError(f"{path}: a {type(found).__name__}")
         return found
 
-    def _refused(self, response: httpx.Response, body: bytes) -> RefusedError:
-        try:
-            said = json.loads(body)["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            said = ""
-        return self._refusal(response.status_code, response.headers.get("retry-after"), said)
+    def _facts(self) -> tuple[int, int]:
+        """Tokens of the vocabulary and of the context; an EndpointError says what else it is, and what to do."""
+        model = self._ask("GET", "/v1/models")["data"][0]
+        if "meta" not in model and "status" not in model:
+            raise ProtocolError(
+                self.name, "it is no llama.cpp server: use OpenAIEndpoint, with /v1 after the address"
+            )
+        props = self._ask("GET", "/props") if model.get("meta") else {}
+        if props.get("role") == "router" or "meta" not in model:
+            todo = "start a llama-server with `--model` for the one you want, or use OpenAIEndpoint with its name"
+            raise RefusedError(self.name, f"it is llama.cpp's router, which serves several models: {todo}")
+        if not props:
+            raise RefusedError(self.name, "it has not loaded its model yet: try again when it has")
+        return int(model["meta"]["n_vocab"]), int(props["default_generation_settings"]["n_ctx"])
 
 
-class _Reader:
-    """The tokens in the events of one answer, numbered in order."""
+class _Answer(RemoteAnswer):
+    """The tokens in the events of one answer, numbered in order; it counts what was prefilled."""
+
+    endpoint: LlamaServerEndpoint
+
+    mark: int | None = None  # of a request that may have been sent
 
     def __init__(self, endpoint: LlamaServerEndpoint, prefix: Prefix) -> None:
-        self.endpoint, self.done = endpoint, False
+        super().__init__(endpoint, "/completion", lambda: endpoint._request(self), prefix)
         self.index = self.first = len(prefix.generated)
-        self.budget = prefix.max_tokens
         self._empty: list[int | None] = []  # tokens without text: perhaps one that ends the turn
         self._open: list[int] = []  # the last tokens of the prefix, if its last character is unfinished
         for token in reversed(prefix.generated):
@@ -285,21 +232,25 @@ class _Reader:
                 break
             self._open.insert(0, token.id)
 
+    async def cancelled(self) -> None:
+        """Return when the server has stopped."""
+        if self.mark is not None:
+            await self.endpoint._free(self.mark)
+
     async def read(self, event: dict[str, Any]) -> list[Token]:
         """The tokens in an event; none in a progress report."""
-        name = self.endpoint.name
-        if "error" in event or "message" in event:
-            said = event.get("error") or event
-            said = said.get("message", "an error") if isinstance(said, dict) else said
-            raise CutError(name, self.endpoint._quote(said, 300))
+        if self.done:
+            return []
         if "prompt_progress" in event:
+            self.prefilled = token_count(as_dict(event["prompt_progress"]).get("processed"))
             return []
         try:
             text, ids = checks.instance_of(event["content"], str, "content"), [int(id) for id in event["tokens"]]
             stop = bool(event["stop"])
-            made = int(event["tokens_predicted"]) - (self.index - self.first)
+            self.made = int(event["tokens_predicted"])
         except (KeyError, TypeError, ValueError) as error:
             raise self.endpoint._unreadable(repr(error)) from None
+        made = self.made - (self.index - self.first)
         if stop:
             return self._last(event, made)
         if not text:
@@ -312,14 +263,16 @@ class _Reader:
     def _last(self, event: dict[str, Any], made: int) -> list[Token]:
         """The tokens still held back, without one that ends the turn; all text of the event goes to the last."""
         name, why = self.endpoint.name, event.get("stop_type")
+        why = why or next((one for one in ("eos", "word", "limit") if event.get(f"stopped_{one}")), None)
         if why not in ("eos", "word", "limit"):
             raise CutError(name, f"it stopped for no known reason: {self.endpoint._quote(repr(why))}")
         held = (self._empty + [None] * made)[: max(0, made - (why == "eos"))]
         texts = [""] * (len(held) - 1) + [str(event["content"])]
         tokens = self._numbered([Token(0, text, id) for text, id in zip(texts, held, strict=False)])
-        made = self.index - self.first
-        if why == "limit" and made < self.budget:
-            raise CutError(name, f"it stopped after {made} of {self.budget} tokens: its context is full")
+        self.made = self.index - self.first
+        if why == "limit" and self.made < self.prefix.max_tokens:
+            why = f"it stopped after {self.made} of {self.prefix.max_tokens} tokens: its context is full"
+            raise CutError(name, why)
         self.done = True
         return tokens
 

@@ -1,17 +1,25 @@
-"""Any server that speaks OpenAI's API (vLLM, llama.cpp, DeepSeek, OpenAI), on the `openai` package."""
+"""Any server that speaks OpenAI's API: vLLM, llama.cpp, Ollama, LiteLLM's proxy, DeepSeek, Mistral, OpenAI."""
 
+import json
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from disco_core import checks
-from disco_core.endpoints.base import Message, Prefix, Prompt, Token, estimate, is_chat, words
-from disco_core.endpoints.http import Remote, stale, watched
-from disco_core.errors import CutError, EndpointError, InputError, ProtocolError, RefusedError
+from disco_core.endpoints.base import Prefix, Prompt, Token, estimate, is_chat, words
+from disco_core.endpoints.chunks import ChunkedAnswer
+from disco_core.endpoints.http import Remote
+from disco_core.endpoints.stop import sampling, stop_texts
+from disco_core.errors import EndpointError, InputError, RefusedError
 
-Continuation = Literal["none", "completions", "prefix", "continue_final_message"]
+Way = Literal["continue_final_message", "prefix", "completions"]
+Continuation = Literal["none", "probe"] | Way
 OPENAI = "https://api.openai.com/v1"
+# for `probe`: a new beginning would not be these words, so that it is told from an echo
+QUESTION, BEGINNING = "Count from one to ten, in words.", "Let us count: one, two, three, four,"
+MOST_STOPS = 4  # texts that OpenAI's API takes
 
 
 class OpenAIEndpoint(Remote):
@@ -19,23 +27,25 @@ class OpenAIEndpoint(Remote):
 
     model         name of the model on the server
     base_url      by default the environment's OPENAI_BASE_URL, or else OpenAI's
-    api_key       by default OPENAI_API_KEY; it appears in no message, no repr and no record
+    api_key       by default OPENAI_API_KEY; needed for OpenAI's address alone. It appears in no message and no record
     continuation  how the server continues an open assistant turn:
                   "none"                    it cannot, and a prefix with generated tokens is refused
                   "completions"             raw completions of a prompt that is a text, also from the answer's start
-                  "prefix"                  a last assistant message marked `prefix` (DeepSeek)
-                  "continue_final_message"  a last assistant message that stays open (vLLM, llama.cpp)
+                  "prefix"                  a last assistant message marked `prefix` (DeepSeek, Mistral)
+                  "continue_final_message"  a last assistant message that stays open (vLLM, SGLang, llama.cpp)
+                  "probe"                   unknown: as "none" until `probe` has found one of these that works
     template      the format of prompts that are texts, with `{prompt}` for the user's words: the chat API takes only
                   these. None: the whole prompt is the user's message
     count_tokens  function that counts the tokens of a text, or of the contents of messages; by default an estimate of
                   four bytes a token, since the API cannot count them
     context       tokens of prompt and answer that fit, None where unknown
+    temperature   0 is greedy; `top_p` None: the server's default; `stop`: one or several texts that end the answer
     deadline_s    seconds without a byte after which it has failed
     options       more parameters of the request, such as {"logprobs": True}; None removes one
     usage         (prompt, completion) tokens of each finished answer, as the server billed them
 
-    A chunk counts as many tokens as its logprobs or its usage say, and as one where neither is sent. RefusedError
-    without a key, or without the package `openai`, which the first endpoint imports.
+    A piece of text is one token, or as many as its logprobs list. What is billed beyond that, such as hidden
+    reasoning, is in the generation's `undelivered`.
     """
 
     def __init__(
@@ -50,31 +60,38 @@ class OpenAIEndpoint(Remote):
         context: int | None = None,
         name: str | None = None,
         temperature: float = 0.0,
+        top_p: float | None = None,
+        stop: str | Sequence[str] | None = None,
         deadline_s: float = 30.0,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model, key = checks.instance_of(model, str, "model"), api_key or os.environ.get("OPENAI_API_KEY")
         url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
-        super().__init__(name or f"openai:{model}", url, key, deadline_s)
-        self.base_url = self._address
-        if self._key is None:
-            raise RefusedError(self.name, "no key: set OPENAI_API_KEY, or pass api_key")
-        if continuation not in get_args(Continuation):
-            raise InputError(f"continuation must be one of {', '.join(get_args(Continuation))}, got {continuation!r}")
-        if template is not None and checks.instance_of(template, str, "template").count("{prompt}") != 1:
-            raise InputError(f"template must contain {{prompt}} once, got {template!r:.80}")
-        self.continuation, self.template = continuation, template
-        self.continues = continuation != "none"
-        self.vocabulary = self.name  # ids are never exchanged
-        self.context = None if context is None else checks.count(context, "context")
-        self.temperature = checks.number(temperature, "temperature")
-        if not isinstance(options, Mapping | None):
-            raise InputError(f"options must be a mapping, got {options!r:.80}")
-        self.options, self.usage = dict(options or {}), list[tuple[int, int]]()
+        key = api_key or os.environ.get("OPENAI_API_KEY")
+        name = f"openai:{checks.instance_of(model, str, 'model')}" if name is None else name
+        super().__init__(name, url, key, deadline_s, {"trust_env": True, "follow_redirects": True})
+        self.model, self.base_url = model, self._address
+        host = f".{urlsplit(url).hostname}"
+        if self._key is None and host.endswith(".openai.com"):
+            raise RefusedError(name, "no key: set OPENAI_API_KEY, or pass api_key")
+        self._limit = "max_completion_tokens" if host.endswith((".openai.com", ".openai.azure.com")) else "max_tokens"
+        ways = get_args(Way)
+        if continuation not in (allowed := (*ways, "none", "probe")):
+            raise InputError(f"{name}: continuation must be one of {', '.join(allowed)}, got {continuation!r:.80}")
+        self.continuation, self.continues, self.probed = continuation, continuation in ways, dict[str, str]()
+        self._ways: tuple[Way, ...] = (continuation,) if continuation in ways else ways
+        if template is not None and checks.instance_of(template, str, f"{name}: template").count("{prompt}") != 1:
+            raise InputError(f"{name}: template must contain {{prompt}} once, got {template!r:.80}")
+        self.template, self.vocabulary = template, name  # ids are never exchanged
+        self.context = None if context is None else checks.count(context, f"{name}: context")
+        self.temperature, self.top_p = sampling(name, temperature, top_p)
+        self.stop = stop_texts(stop, f"{name}: stop")
+        try:
+            self.options = json.loads(json.dumps(dict(options or {})))
+        except (TypeError, ValueError):
+            raise InputError(f"{name}: options must be a mapping that JSON can hold, got {options!r:.80}") from None
         if not (count_tokens is None or callable(count_tokens)):
-            raise InputError(f"count_tokens must be a function, got {count_tokens!r:.80}")
-        self._count_tokens = count_tokens
-        self._package = _package(self.name)
+            raise InputError(f"{name}: count_tokens must be a function, got {count_tokens!r:.80}")
+        self._count_tokens, self.usage = count_tokens, list[tuple[int, int]]()
 
     def count(self, prompt: Prompt) -> int:
         """Tokens of a prompt; an estimate unless `count_tokens` was given."""
@@ -82,95 +99,88 @@ class OpenAIEndpoint(Remote):
             return self._count_tokens(words(prompt))
         return estimate(prompt)
 
-    async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+    def generate(self, prefix: Prefix) -> ChunkedAnswer:
         """The tokens that follow, up to the end of the turn; closing closes the connection."""
-        request = self._request(prefix)
-        stream, failed = None, None
-        chunks = _Chunks(self, len(prefix.generated))
-        async with AsyncExitStack() as stack:
-            try:
-                stream = await self._send(request, stack)
-                async for chunk in stream:
-                    for token in chunks.read(chunk):
-                        yield token
-            except EndpointError as error:
-                failed = error
-            except Exception as error:
-                failed = self._translated(error, begun=stream is not None)
-        if failed:  # raised here so that the package's own error does not become its context
-            raise failed
-        chunks.finish()
-        if chunks.billed:
-            self.usage.append(chunks.billed)
+        return self._answer(prefix, self.continuation)
+
+    async def probe(self) -> Continuation:
+        """Ask the server to continue a fixed beginning, in each way or the given one, and use the first that works.
+
+        It returns that way, or "none". `probed` has what came of each: an echo of the beginning is dropped and no
+        harm, an answer that starts over or is refused is.
+        """
+        refused = True
+        self.continuation, self.continues = "none", False
+        for way in self._ways:
+            if way == "completions" and not (self.template or refused or len(self._ways) == 1):
+                continue  # with it, prompts would have to be texts in the model's chat template
+            works, self.probed[way] = await self._continues_by(way)
+            refused = refused and "starts over" not in self.probed[way]
+            if works:
+                self.continuation, self.continues = way, True
+                break
+        return self.continuation
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r}, {self.base_url!r}, continuation={self.continuation!r})"
 
-    def _new_client(self) -> Any:
-        http = self._package.DefaultAsyncHttpxClient(event_hooks={"request": [watched]})
-        options = {"max_retries": 0, "timeout": self.deadline_s, "http_client": http}
-        return self._package.AsyncOpenAI(api_key=self._key, base_url=self.base_url, **options)
-
-    async def _send(self, request: dict[str, Any], stack: AsyncExitStack) -> Any:
-        """The stream of chunks; the request is sent again, on a new connection, if an idle one had been dropped."""
-
-        async def send(client: Any) -> Any:
-            where = client.completions if self.continuation == "completions" else client.chat.completions
-            stream = await where.create(**request)
-            stack.push_async_callback(stream.close)
-            kind = stream.response.headers.get("content-type", "none")
-            if not kind.startswith("text/event-stream"):
-                raise ProtocolError(self.name, f"it answered with {self._quote(kind)}, not with a stream of events")
-            return stream
-
+    async def _continues_by(self, way: Way) -> tuple[bool, str]:
+        question: Prompt = [{"role": "user", "content": QUESTION}]
+        if way == "completions":
+            question = (self.template or "{prompt}\n").replace("{prompt}", QUESTION)
+        answer, text, failure = self._answer(Prefix(question, (Token(0, BEGINNING),), 16), way), "", None
         try:
-            return await send(self._pool())
-        except self._package.APIConnectionError as error:
-            if not stale(error.__cause__):
-                raise
-            self.stale_retries += 1
-        return await send(await stack.enter_async_context(self._new_client()))
+            async for token in answer:
+                text += "" if token.reasoning else token.text
+        except EndpointError as error:
+            failure = error
+        if re.match(r"\W*(five|5)\b", text.lower()):
+            return True, "works" if not answer.echoed else "works; the echo of the beginning is dropped"
+        return False, f"starts over: {text[:60]!r}" if failure is None else str(failure)
 
-    def _request(self, prefix: Prefix) -> dict[str, Any]:
-        raw, prompt = self.continuation == "completions", prefix.prompt
+    def _answer(self, prefix: Prefix, way: Continuation) -> ChunkedAnswer:
+        async def request() -> dict[str, Any]:
+            return self._request(prefix, way)
+
+        path = "/completions" if way == "completions" else "/chat/completions"
+        return ChunkedAnswer(self, path, request, prefix, self.usage)
+
+    def _request(self, prefix: Prefix, way: Continuation) -> dict[str, Any]:
+        raw, prompt = way == "completions", prefix.prompt
         if not prompt or not (isinstance(prompt, str) or (is_chat(prompt) and not raw)):
             wanted = "a text" if raw else "a text or messages"
             raise RefusedError(self.name, f"the prompt must be {wanted}, got {prompt!r:.40}")
         if prefix.max_tokens < 1:
             raise RefusedError(self.name, f"max_tokens must be at least 1, got {prefix.max_tokens}")
-        if prefix.generated and not self.continues:
+        if prefix.generated and way in ("none", "probe"):
             raise RefusedError(self.name, "it cannot continue an open assistant turn")
         needed = self.count(prompt) + len(prefix.generated) + prefix.max_tokens
         if self.context is not None and needed > self.context:
             raise RefusedError(self.name, f"prompt and answer need {needed} tokens of context, it has {self.context}")
-        limit = "max_completion_tokens" if self.base_url == OPENAI and not raw else "max_tokens"
         request: dict[str, Any] = {
             "model": self.model,
-            limit: prefix.max_tokens,
+            "max_tokens" if raw else self._limit: prefix.max_tokens,
             "temperature": self.temperature,
+            "top_p": self.top_p,
+            "stop": list(self.stop) if 0 < len(self.stop) <= MOST_STOPS else None,
+            "seed": prefix.seed,
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        if prefix.seed is not None:
-            request["seed"] = prefix.seed
         text = "".join(token.text for token in prefix.generated)
-        request |= {"prompt": f"{prompt}{text}"} if raw else self._chat(prompt, text)
+        request |= {"prompt": f"{prompt}{text}"} if raw else self._chat(prompt, text, way)
         return {key: value for key, value in (request | self.options).items() if value is not None}
 
-    def _chat(self, prompt: str | Sequence[Message], generated: str) -> dict[str, Any]:
+    def _chat(self, prompt: Any, generated: str, way: Continuation) -> dict[str, Any]:
         """The prompt as messages, and the open turn as this server wants it."""
-        messages: list[dict[str, Any]] = (
-            [{"role": "user", "content": self._asked(prompt)}] if isinstance(prompt, str) else [*map(dict, prompt)]
-        )
+        messages = [{"role": "user", "content": self._asked(prompt)}] if isinstance(prompt, str) else [*prompt]
         if not generated:
             return {"messages": messages}
         turn: dict[str, Any] = {"role": "assistant", "content": generated}
-        if self.continuation == "prefix":
+        if way == "prefix":
             return {"messages": [*messages, turn | {"prefix": True}]}
-        return {
-            "messages": [*messages, turn],
-            "extra_body": {"add_generation_prompt": False, "continue_final_message": True},
-        }
+        flags = {"add_generation_prompt": False, "continue_final_message": True}
+        return {"messages": [*messages, turn], **flags}
 
     def _asked(self, prompt: str) -> str:
         """The user's words in a prompt that has the format of the template."""
@@ -178,72 +188,3 @@ class OpenAIEndpoint(Remote):
         if not (prompt.startswith(before) and prompt.endswith(after) and len(prompt) >= len(before + after)):
             raise RefusedError(self.name, f"the prompt does not have the format of its template: {prompt!r:.60}")
         return prompt[len(before) : len(prompt) - len(after)]
-
-    def _translated(self, error: Exception, *, begun: bool) -> EndpointError:
-        """An error of the package as an EndpointError, in one line and without the key."""
-        openai = self._package
-        if isinstance(error, openai.APIStatusError):
-            message = error.body.get("message") if isinstance(error.body, dict) else None
-            return self._refusal(error.status_code, error.response.headers.get("retry-after"), message or "")
-        if isinstance(error, openai.APIConnectionError):
-            return self._broken(error.__cause__ or error)
-        if isinstance(error, openai.APIError):
-            return CutError(self.name, self._quote(error.message, 300))
-        if isinstance(error, ValueError | TypeError | AttributeError):
-            return self._unreadable(error)
-        if begun:
-            return self._broken(error)
-        return RefusedError(self.name, self._quote(f"{type(error).__name__}: {error}", 300))
-
-
-def _package(name: str) -> Any:
-    """The package with the modules a request needs: the import takes a second or two, so no answer waits for it."""
-    try:
-        import openai
-        import openai.resources.chat.completions
-        import openai.resources.completions
-    except ImportError:
-        raise RefusedError(name, "it needs the package openai") from None
-    return openai
-
-
-class _Chunks:
-    """Tokens from the chunks of one answer; a chunk with only a role, an empty text or a usage has none."""
-
-    def __init__(self, endpoint: OpenAIEndpoint, first: int) -> None:
-        self.endpoint, self.index, self.counted = endpoint, first, 0
-        self.reason: str | None = None
-        self.billed: tuple[int, int] | None = None
-
-    def read(self, chunk: Any) -> list[Token]:
-        counted = self.counted
-        if chunk.usage:
-            self.billed = (chunk.usage.prompt_tokens, chunk.usage.completion_tokens)
-            self.counted = chunk.usage.completion_tokens
-        if not chunk.choices:
-            return []
-        choice = chunk.choices[0]
-        self.reason = choice.finish_reason or self.reason
-        text = choice.delta.content if hasattr(choice, "delta") else choice.text
-        if not text:
-            return []
-        texts = self._texts(choice, text, self.counted - counted if chunk.usage else 1)
-        self.counted = max(self.counted, counted + len(texts))
-        self.index += len(texts)
-        return [Token(self.index - len(texts) + i, one) for i, one in enumerate(texts)]
-
-    def finish(self) -> None:
-        """CutError unless the server reported that the answer is complete."""
-        if self.reason is None:
-            raise CutError(self.endpoint.name, "the stream ended without a finish reason")
-        if self.reason not in ("stop", "length"):
-            raise CutError(self.endpoint.name, f"it stopped early: {self.endpoint._quote(self.reason)}")
-
-    @staticmethod
-    def _texts(choice: Any, text: str, counted: int) -> list[str]:
-        """The chunk's text by token: split as in its logprobs, or else all of it in the last token."""
-        listed = getattr(choice.logprobs, "content", None) or getattr(choice.logprobs, "tokens", None) or []
-        texts = [str(one.get("token") if isinstance(one, dict) else getattr(one, "token", one)) for one in listed]
-        if "".join(texts) == text:
-            return texts
-        return [""] * (max(len(listed) or counted, 1) - 1) + [text]

@@ -116,7 +116,7 @@ def look_for_it(home, url, log, capfd):
 def test_no_key_whatever_a_server_answers(home, answer, log, capfd):
     with serving(ANSWERS[answer], FACTS if home is native else None) as url:
         look_for_it(home, url, log, capfd)
-    assert {record.name.split(".")[0] for record in log.records} & {"openai", "httpx"}  # they did say something
+    assert {record.name.split(".")[0] for record in log.records} & {"httpcore", "httpx"}  # they did say something
 
 
 @pytest.mark.parametrize("home", [native, openai])

@@ -18,23 +18,23 @@ CONTEXT = 1024  # context size of each endpoint: tokens of prompt and answer
 
 @contextmanager
 def ends(
-    server: str = "local", *, reuses: bool = False, context: int = CONTEXT
+    server: str = "local", *, prefix_cache: bool = False, context: int = CONTEXT
 ) -> Iterator[tuple[Endpoint, Endpoint]]:
     """The server and the device, ready to answer; the processes started for them end with the block.
 
-    reuses   whether they use a prefix cache
-    context  context size of each: tokens of prompt and answer
-    server   "local": llama.cpp's server, in a separate process; "openai:<model>": a server with OpenAI's API, its key
-             in OPENAI_API_KEY, its address in OPENAI_BASE_URL
+    prefix_cache  whether they use one
+    context       context size of each: tokens of prompt and answer
+    server        "local": llama.cpp's server, in a separate process; "openai:<model>": a server with OpenAI's API,
+                  its key in OPENAI_API_KEY, its address in OPENAI_BASE_URL
     InputError for another name; EndpointError if the server is not available.
     """
     is_server(server)
     with ExitStack() as stack:
         path = model.smollm2_path()
-        device = stack.enter_context(LlamaCppEndpoint(path, n_ctx=context, name="device", reuses=reuses))
+        device = stack.enter_context(LlamaCppEndpoint(path, n_ctx=context, name="device", prefix_cache=prefix_cache))
         if server == "local":
             local = stack.enter_context(LocalServer(path, n_ctx=context))
-            yield LlamaServerEndpoint(local.url, name="server", reuses=reuses), device
+            yield LlamaServerEndpoint(local.url, name="server", prefix_cache=prefix_cache), device
         else:
             name, count = server.removeprefix("openai:"), model.count_tokens  # the API does not expose its tokenizer
             yield OpenAIEndpoint(name, template=model.TEMPLATE, count_tokens=count, name="server"), device

@@ -3,18 +3,16 @@
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from disco_core import checks
 from disco_core.endpoints.base import (
     Endpoint,
+    Generation,
     Prefix,
     Prompt,
     Token,
-    apply_chat_template,
     checked,
     non_negative_int,
     sleep_until,
@@ -26,14 +24,23 @@ from disco_core.latency import TTFTDistribution
 Arrival = tuple[float, Token | None, BaseException | None]  # its time; a token, or the exception that ends them
 
 
-@dataclass
-class _Held:
-    """Number of tokens of a generation that are generated and have not arrived."""
+class Wrapped(Endpoint):
+    """An endpoint in front of another, with the same fields, counts and chat template."""
 
-    tokens: int = 0
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint, self.name, self.vocabulary = endpoint, endpoint.name, endpoint.vocabulary
+        self.context, self.continues, self.remote = endpoint.context, endpoint.continues, endpoint.remote
+
+    def count(self, prompt: Prompt) -> int:
+        """Tokens of a prompt in the endpoint's tokenizer."""
+        return self.endpoint.count(prompt)
+
+    def apply_chat_template(self, prompt: Prompt) -> Prompt:
+        """The prompt in the endpoint's chat template."""
+        return self.endpoint.apply_chat_template(prompt)
 
 
-class LastHop:
+class LastHop(Wrapped):
     """One request to an endpoint with an emulated network delay: TTFT is the larger of X and the endpoint's TTFT.
 
     The first token is delayed until X seconds after the request, and all later tokens by the same time, so that their
@@ -56,40 +63,54 @@ class LastHop:
         request: int = 0,
         bursts: Sequence[int] | None = None,
     ) -> None:
-        self.endpoint, self.ttft = checked(endpoint, "endpoint"), checks.instance_of(ttft, TTFTDistribution, "ttft")
+        super().__init__(checked(endpoint, "endpoint"))
+        self.ttft = checks.instance_of(ttft, TTFTDistribution, "ttft")
         self.seed, self.request = non_negative_int(seed, "seed"), non_negative_int(request, "request")
         self.bursts = None if bursts is None else checks.tokens(bursts, "bursts")
         self.name = f"{endpoint.name} (emulated last hop)"
-        self.vocabulary, self.context, self.continues = endpoint.vocabulary, endpoint.context, endpoint.continues
-        self._held: WeakKeyDictionary[AsyncGenerator[Token, None], _Held] = WeakKeyDictionary()
 
     def held_s(self, *, takeover: bool = False) -> float:
         """X in seconds: of this request, or of a hand-over within it."""
         return float(self.ttft.sample(1, self._draws(takeover))[0])
 
-    def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt in the endpoint's tokenizer."""
-        return self.endpoint.count(prompt)
-
-    def built(self, prompt: Prompt) -> Prompt:
-        """The prompt in the endpoint's chat template."""
-        return apply_chat_template(self.endpoint, prompt)
-
-    def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+    def generate(self, prefix: Prefix) -> Generation:
         """The endpoint's tokens at their time of arrival."""
-        held = _Held()
-        tokens = self._arriving(prefix, held)
-        self._held[tokens] = held
-        return tokens
+        return _Arriving(self, prefix)
 
-    def ahead(self, tokens: AsyncGenerator[Token, None]) -> int:
-        """Number of tokens that are generated and have not arrived, for a generator that `generate` returned."""
-        return self._held[tokens].tokens
+    def _draws(self, takeover: bool) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.request, int(takeover)])
 
-    async def _arriving(self, prefix: Prefix, held: _Held) -> AsyncGenerator[Token, None]:
-        arrives = asyncio.get_running_loop().time() + self.held_s(takeover=bool(prefix.generated))
+    def sizes(self, *, takeover: bool = False) -> Iterator[int]:
+        """Sizes of the groups in which tokens arrive."""
+        draws = self._draws(takeover).spawn(1)[0]
+        yield 1  # the first token arrives alone
+        while True:
+            yield 1 if self.bursts is None else int(draws.choice(self.bursts))
+
+
+class _Arriving(Generation):
+    """A generation whose tokens arrive late; `undelivered` counts those that are on their way."""
+
+    def __init__(self, hop: LastHop, prefix: Prefix) -> None:
+        super().__init__(self._arrivals())
+        self._hop, self._prefix, self._on_their_way = hop, prefix, 0
+        self._inner = hop.endpoint.generate(prefix)
+
+    @property
+    def prefilled(self) -> int | None:  # type: ignore[override]
+        """Prefix tokens that the endpoint has prefilled."""
+        return self._inner.prefilled
+
+    @property
+    def undelivered(self) -> int:  # type: ignore[override]
+        """Tokens that are generated and have not arrived."""
+        return self._on_their_way + self._inner.undelivered
+
+    async def _arrivals(self) -> AsyncGenerator[Token, None]:
+        takeover = bool(self._prefix.generated)
+        arrives = asyncio.get_running_loop().time() + self._hop.held_s(takeover=takeover)
         arrived: asyncio.Queue[Arrival] = asyncio.Queue()
-        carrier = asyncio.create_task(self._carry(prefix, arrives, arrived, held))
+        carrier = asyncio.create_task(self._carry(arrives, self._hop.sizes(takeover=takeover), arrived))
         try:
             while True:
                 when, token, end = await arrived.get()
@@ -98,22 +119,21 @@ class LastHop:
                     return
                 if end is not None:
                     raise end
-                held.tokens -= 1
+                self._on_their_way -= 1
                 yield token  # type: ignore[misc]  # None if the endpoint yields it; the caller judges that
         finally:
             carrier.cancel()
             await wait_stopped(carrier)  # raises if the endpoint did not confirm its end
 
-    async def _carry(self, prefix: Prefix, arrives: float, arrived: "asyncio.Queue[Arrival]", held: _Held) -> None:
+    async def _carry(self, arrives: float, sizes: Iterator[int], arrived: "asyncio.Queue[Arrival]") -> None:
         """Queue the endpoint's tokens with their arrival times; a failure before the first token arrives at once."""
         loop, late = asyncio.get_running_loop(), 0.0
-        sizes = self._sizes(takeover=bool(prefix.generated))
         wanted, bundle, first = next(sizes), list[Token](), True
         end: BaseException = StopAsyncIteration()
         try:
-            async with aclosing(self.endpoint.generate(prefix)) as tokens:
+            async with aclosing(self._inner) as tokens:
                 async for token in tokens:
-                    held.tokens += 1
+                    self._on_their_way += 1
                     now = loop.time()
                     when = max(now, arrives) if first else now + late
                     late, first = when - now, False
@@ -127,16 +147,7 @@ class LastHop:
             if (task and task.cancelling()) or isinstance(failure, KeyboardInterrupt | SystemExit):
                 raise
             cancelled = isinstance(failure, asyncio.CancelledError)
-            end = CutError(self.name, "it was cancelled") if cancelled else failure
+            end = CutError(self._hop.name, "it was cancelled") if cancelled else failure
         for one in bundle:
             arrived.put_nowait((loop.time() + late, one, None))
         arrived.put_nowait((loop.time() + late, None, end))
-
-    def _draws(self, takeover: bool) -> np.random.Generator:
-        return np.random.default_rng([self.seed, self.request, int(takeover)])
-
-    def _sizes(self, takeover: bool) -> Iterator[int]:
-        draws = self._draws(takeover).spawn(1)[0]
-        yield 1  # the first token arrives alone
-        while True:
-            yield 1 if self.bursts is None else int(draws.choice(self.bursts))

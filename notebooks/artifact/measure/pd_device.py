@@ -19,7 +19,6 @@ from contextlib import aclosing, closing
 from dataclasses import replace
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -37,12 +36,12 @@ from artifact.measure.answers import (
     token_row,
 )
 from artifact.measure.ends import ends
-from artifact.measure.network_delay import LastHop
+from artifact.measure.network_delay import LastHop, Wrapped
 from artifact.measure.pieces import Run, Tables
 from disco_core import checks
 from disco_core.cost import Constraint
 from disco_core.dispatch import DispatchPlan, plan_device_only, plan_server_constrained, plan_server_only
-from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, ahead, non_negative_int
+from disco_core.endpoints.base import Endpoint, Generation, Prefix, Prompt, Token, non_negative_int
 from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile
 from disco_core.live.stream import stream
@@ -51,7 +50,6 @@ from disco_core.record import LATE
 from disco_core.systems.pd_device.refine import keep, protected_spans, self_information
 from disco_core.systems.pd_device.take_over import TakeOver, plan_together
 
-Tokens = AsyncGenerator[Token, None]
 Rows = list[dict[str, Any]]
 CONTEXT = 4096  # context size of each endpoint: tokens of prompt and answer
 PACE_TOKENS = 256  # of the prompt that measures the device's prefill rate
@@ -70,7 +68,7 @@ def measure(run: Run) -> Tables:
     InputError for invalid settings, EndpointError if an endpoint is not available; nothing is left running.
     """
     _check(run.settings)
-    with ends(reuses=True, context=CONTEXT) as (server, device):
+    with ends(prefix_cache=True, context=CONTEXT) as (server, device):
         return run_in_thread(_Session(run, server, device).run())
 
 
@@ -104,40 +102,39 @@ def long_prompts(tokens: Sequence[float]) -> list[list[tuple[str, bool]]]:
     return found
 
 
-class Held:
+class Held(Wrapped):
     """An endpoint, and the seconds for which its generations have run: the busy time of a slot in the cloud."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint, self.held_s = endpoint, 0.0
-        self._inner: WeakKeyDictionary[Tokens, Tokens] = WeakKeyDictionary()
+        super().__init__(endpoint)
+        self.held_s = 0.0
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.endpoint, name)
-
-    def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt in the endpoint's tokenizer."""
-        return self.endpoint.count(prompt)
-
-    def ahead(self, tokens: Tokens) -> int:
-        """The `ahead` of the endpoint for a generation."""
-        return ahead(self.endpoint, self._inner[tokens])
-
-    def generate(self, prefix: Prefix) -> Tokens:
+    def generate(self, prefix: Prefix) -> Generation:
         """The endpoint's tokens."""
-        inner = self.endpoint.generate(prefix)
-        tokens = self._timed(inner)
-        self._inner[tokens] = inner
-        return tokens
+        return _Timed(self, self.endpoint.generate(prefix))
 
-    async def _timed(self, inner: Tokens) -> Tokens:
+
+class _Timed(Generation):
+    """A generation whose running time is added to what its endpoint was held."""
+
+    def __init__(self, held: Held, inner: Generation) -> None:
+        super().__init__(self._timed())
+        self._held, self._inner = held, inner
+
+    @property
+    def undelivered(self) -> int:  # type: ignore[override]
+        """Tokens that are generated and have not arrived."""
+        return self._inner.undelivered
+
+    async def _timed(self) -> AsyncGenerator[Token, None]:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            async with aclosing(inner):
-                async for token in inner:
+            async with aclosing(self._inner) as tokens:
+                async for token in tokens:
                     yield token
         finally:
-            self.held_s += loop.time() - began
+            self._held.held_s += loop.time() - began
 
 
 class _Session:
@@ -267,8 +264,8 @@ class _Session:
         held = Held(cloud)
         await self._forget()
         await timed_answer(self.server, built, 1)  # puts the prompt into its prefix cache
-        paced = rule is not None and rule.paces
-        self.device.reuses = paced  # type: ignore[attr-defined]  # DiSCo's device starts without a prefix cache
+        paced = isinstance(rule, TakeOver)
+        self.device.prefix_cache = paced  # DiSCo's device starts without a prefix cache
         run = stream(
             built,
             plan=plan,

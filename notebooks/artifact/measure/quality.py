@@ -36,15 +36,16 @@ from artifact.measure import judge
 from artifact.measure.answers import run_in_thread, together
 from artifact.measure.ends import CONTEXT, ends, prompts
 from artifact.measure.live import spread
+from artifact.measure.network_delay import Wrapped
 from artifact.measure.pieces import Run, Tables
 from disco_core import checks
 from disco_core.cost import End
 from disco_core.dispatch import plan_server_only
-from disco_core.endpoints.base import Endpoint, Prefix, Prompt, Token, non_negative_int
+from disco_core.endpoints.base import Endpoint, Generation, Prefix, Prompt, Token, non_negative_int
 from disco_core.endpoints.llama_cpp import BATCH, LlamaCppEndpoint
 from disco_core.errors import InputError
 from disco_core.live.stream import stream
-from disco_core.migration import AnyPrompt, Rule, StreamState
+from disco_core.migration import HAND_OVER, STAY, AnyPrompt, Decision, Rule, StreamState
 from disco_core.systems.pd_device.refine import protected_spans, self_information
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def measure(run: Run) -> Tables:
         second = stack.enter_context(model.second_model()) if s.second else None
         if s.second and second is None:
             raise ArtifactError("the second model is not installed: pip install -e .[second-model], or set second=0")
-        server, device = stack.enter_context(ends(reuses=True))
+        server, device = stack.enter_context(ends(prefix_cache=True))
         return run_in_thread(_Session(run, server, device, second).run(judges))
 
 
@@ -102,21 +103,25 @@ def middle(positions: Sequence[int]) -> int:
     return positions[len(positions) // 2]
 
 
-class Again:
+class Again(Wrapped):
     """A stand-in for an endpoint that replays its recorded answer: the first half of a migrated answer."""
 
     def __init__(self, end: Endpoint, said: Sequence[Token], vocabulary: str) -> None:
-        self.name, self.vocabulary, self.context, self.continues = end.name, vocabulary, end.context, True
-        self._end, self._said = end, said
+        super().__init__(end)
+        self.vocabulary, self.continues, self._said = vocabulary, True, said
 
-    def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt in the endpoint's tokenizer."""
-        return self._end.count(prompt)
+    def apply_chat_template(self, prompt: Prompt) -> Prompt:
+        """The prompt as it is."""
+        return prompt
 
-    async def generate(self, prefix: Prefix) -> AsyncGenerator[Token, None]:
+    def generate(self, prefix: Prefix) -> Generation:
         """The recorded tokens after the prefix."""
-        for token in self._said[len(prefix.generated) :]:
-            yield token
+
+        async def recorded() -> AsyncGenerator[Token, None]:
+            for token in self._said[len(prefix.generated) :]:
+                yield token
+
+        return Generation(recorded())
 
 
 class MovesAfter(Rule):
@@ -131,9 +136,9 @@ class MovesAfter(Rule):
         """The target's prompt for the target, else the prompt as it is."""
         return self.built if end is self.target else prompt
 
-    def moves_now(self, seen: StreamState) -> bool:
-        """Whether `at` tokens are generated."""
-        return len(seen.record.tokens) == self.at
+    def decide(self, state: StreamState) -> Decision:
+        """Hand over once `at` tokens are generated."""
+        return HAND_OVER if len(state.record.tokens) == self.at else STAY
 
 
 class _Session:
@@ -190,7 +195,7 @@ class _Session:
         """Rows and tokens of the answers of the device and another endpoint to one prompt; both work at once."""
         both = {end.name: end for end in (self.device, other)}
         for end in both.values():
-            end.reuses = False  # type: ignore[attr-defined]  # until this prompt is in its prefix cache
+            end.prefix_cache = False  # until this prompt is in its prefix cache
         answers = await together(*(self._alone(end, k) for end in both.values()))
         said = dict(zip(both, answers, strict=True))
         rows = await together(
@@ -209,7 +214,7 @@ class _Session:
             prefix = Prefix(self._built(end, k), (), self.settings.max_tokens, self._seed([k, sample, 0]))
             async with aclosing(end.generate(prefix)) as tokens:
                 answers.append([token async for token in tokens])
-            end.reuses = True  # type: ignore[attr-defined]
+            end.prefix_cache = True
         return answers
 
     async def _moved(
@@ -221,7 +226,7 @@ class _Session:
             as_ids = source.vocabulary == target.vocabulary and sample == 0
             for at in (place for place in self.settings.positions if len(said) > place):
                 moved = await self._move(source, target, k, said, at, as_ids, [k, sample, at])
-                target.reuses = True  # type: ignore[attr-defined]
+                target.prefix_cache = True
                 where = {"source": source.name, "prompt": self.ids[k], "sample": sample, "at": at}
                 rows += [] if known else [where | {"target": source.name, "moved": ALONE} | _cut(said, at)]
                 rows.append(where | {"target": target.name, "moved": "ids" if as_ids else "text"} | _cut(moved, at))

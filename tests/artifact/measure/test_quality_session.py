@@ -18,7 +18,7 @@ from artifact.measure import judge, store
 from artifact.measure import quality as quality_session
 from artifact.publish import claims
 from artifact.publish.run import run
-from disco_core.endpoints.base import Token
+from disco_core.endpoints.base import Endpoint, Generation, Token
 from disco_core.endpoints.local_server import LocalServer
 from tests.helpers.measuring import a_run, defaults
 
@@ -26,10 +26,10 @@ KEY = "sk-a-key-that-must-not-appear"
 SMALL = {"prompts": 3, "max_tokens": 12, "positions": [2, 5], "second": 0}
 
 
-class Speaker:
+class Speaker(Endpoint):
     """An end that counts in words of its own, and remembers what it was given; it may be gone after some answers."""
 
-    continues, context, temperature, reuses = True, None, 0.0, True
+    continues, temperature, prefix_cache = True, 0.0, True
 
     def __init__(self, name, vocabulary, length=9, lasts=math.inf):
         self.name, self.vocabulary, self.length, self.lasts = name, vocabulary, length, lasts
@@ -38,11 +38,14 @@ class Speaker:
     def count(self, prompt):
         return len(prompt)
 
-    async def generate(self, prefix):
+    def generate(self, prefix):
+        return Generation(self._spoken(prefix))
+
+    async def _spoken(self, prefix):
         if len(self.given) >= self.lasts:
             raise dc.RefusedError(self.name, "it is gone")
         self.given.append(prefix)
-        self.begun += [] if self.reuses else [prefix.prompt]
+        self.begun += [] if self.prefix_cache else [prefix.prompt]
         first = len(prefix.generated)
         for index in range(first, min(self.length, first + prefix.max_tokens)):
             yield Token(index, f" {self.name}{index}-{prefix.seed % 97}", 1000 + index)

@@ -1,0 +1,143 @@
+"""The tokens in the chunks of OpenAI's API, of which every field may be missing, null or of another shape."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from disco_core.endpoints.base import Prefix, Token
+from disco_core.endpoints.events import FILTERS, Characters, as_dict, normal, token_count
+from disco_core.endpoints.http import Remote, RemoteAnswer, Request
+from disco_core.endpoints.seam import Seam
+from disco_core.errors import CutError, EndpointError, FilteredError, ProtocolError
+
+# why an answer ended, in letters and digits alone: it is complete, or the limit on tokens was reached
+COMPLETE = {"stop", "stopped", "stopsequence", "stoptoken", "stopword", "word", "eos", "eostoken", "eot", "eotid"}
+COMPLETE |= {"endofsequence", "end", "endturn", "endofturn", "endoftext", "imend", "done", "finished", "finish"}
+COMPLETE |= {"complete", "completed", "completion", "success", "normal"}
+LIMITS = {"length", "maxlength", "modellength", "contextlength", "limit", "tokenlimit", "maxtokens"}
+LIMITS |= {"maxoutputtokens", "maxnewtokens", "maxcompletiontokens", "maxcontextlength", "modelcontextwindowexceeded"}
+UNFINISHED = {"", "none", "null", "unspecified", "inprogress"}
+TEXTS = ("text", "thinking", "reasoning", "content", "summary", "refusal", "value")  # where a part has its text
+
+
+def parts(value: Any, reasoning: bool = False) -> Iterator[tuple[str, bool]]:
+    """The texts in a content of any shape, each with whether it is reasoning."""
+    if isinstance(value, str) and value:
+        yield value, reasoning
+    elif isinstance(value, list):
+        for one in value:
+            yield from parts(one, reasoning)
+    elif isinstance(value, dict):
+        kind = normal(value.get("type") or "text")
+        if any(known in kind for known in ("text", "think", "reason", "refusal")):
+            text = next((value[key] for key in TEXTS if value.get(key)), "")
+            yield from parts(text, reasoning or "think" in kind or "reason" in kind)
+
+
+class ChunkedAnswer(RemoteAnswer):
+    """An answer out of chunks, of chat completions or of raw ones.
+
+    usage    gets what a complete answer was billed
+    billed   (prompt, completion) tokens as the server billed them; None where it did not say
+    echoed   whether it began with an echo of the text it was to continue, which was dropped
+    """
+
+    billed: tuple[int, int] | None
+
+    def __init__(
+        self, endpoint: Remote, path: str, request: Request, prefix: Prefix, usage: list[tuple[int, int]]
+    ) -> None:
+        super().__init__(endpoint, path, request, prefix)
+        self.name, self.index, self.limit = endpoint.name, len(prefix.generated), prefix.max_tokens
+        self.billed, self._usage = None, usage
+        self._reason, self._word, self._reported_reasoning = "", "", 0
+        self._shown = self._reasoned = 0  # tokens that came as text of the answer, and of reasoning
+        self._counts_tokens = False  # whether the server lists the tokens of a piece
+        self._seam, self._characters = Seam("".join(token.text for token in prefix.generated)), Characters()
+
+    @property
+    def echoed(self) -> bool:
+        return self._seam.echoed
+
+    async def read(self, event: dict[str, Any]) -> list[Token]:
+        """The tokens in a chunk; none in one with only a role, a usage or a filter's result."""
+        tokens = list[Token]()
+        self._bill(event.get("usage") or as_dict(event.get("x_groq")).get("usage"))
+        choices = event.get("choices")
+        for choice in map(as_dict, choices if isinstance(choices, list) else [choices]):
+            if choice.get("index"):
+                continue  # another answer, which nobody asked for
+            delta = as_dict(choice.get("delta"))
+            if not delta and not self._shown:
+                delta = as_dict(choice.get("message"))  # by a server that does not stream
+            tokens += self._read(choice, delta)
+            self._bill(choice.get("usage"))
+            reason = choice.get("finish_reason") or delta.get("finish_reason")
+            reason = as_dict(reason).get("type", reason)
+            if normal(reason) not in UNFINISHED:
+                self._reason, self._word, self.done = normal(reason), self.endpoint._quote(reason), True
+        self.made = max(self._shown + self._reasoned, self.billed[1] if self.billed else 0)
+        return tokens
+
+    def finish(self) -> list[Token]:
+        """Half a character and the pieces still held back; an error unless the answer is complete."""
+        if self._reason in FILTERS:
+            raise FilteredError(self.name, f"its content filter stopped the answer: {self._word}")
+        if self._reason in LIMITS:
+            self._check_limit()
+        elif self._reason not in COMPLETE:
+            raise CutError(self.name, f"it stopped early: {self._word}")
+        self._usage += [self.billed] if self.billed else []
+        return self._seamless(self._characters.join("", last=True), last=True)
+
+    def _check_limit(self) -> None:
+        """CutError unless the tokens that were asked for have come, as far as is known."""
+        made = self._shown
+        if self.billed:
+            made = max(made, self.billed[1] - max(self._reasoned, self._reported_reasoning))
+        known = self.billed or self._counts_tokens or self._reasoned or not self._shown
+        if known and made < self.limit:
+            raise CutError(self.name, f"it stopped after {made} of {self.limit} tokens: {self._word}")
+
+    def _bill(self, usage: Any) -> None:
+        usage = as_dict(usage)
+        prompt, completion = token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens"))
+        if completion is not None:
+            self.billed = prompt or 0, completion
+        details = as_dict(usage.get("completion_tokens_details"))
+        reasoning = token_count(details.get("reasoning_tokens")) or token_count(usage.get("reasoning_tokens"))
+        self._reported_reasoning = reasoning or self._reported_reasoning
+
+    def _read(self, choice: dict[str, Any], delta: dict[str, Any]) -> list[Token]:
+        """The tokens of reasoning and of the answer in one choice."""
+        reasoning = delta.get("reasoning_content") or delta.get("reasoning") or delta.get("thinking")
+        content = delta.get("content") or delta.get("text") or choice.get("text") or delta.get("refusal")
+        tokens, listed = list[Token](), self._listed(choice)
+        for text, reasons in [*((text, True) for text, _ in parts(reasoning)), *parts(content)]:
+            if reasons:
+                self._reasoned += 1
+                tokens.append(Token(self.index, Characters().join(text, last=True), reasoning=True))
+                continue
+            pieces = listed if "".join(listed) == text else [text]
+            self._shown += len(listed) or 1
+            for piece in filter(None, pieces):
+                tokens += self._seamless(self._characters.join(piece))
+        return tokens
+
+    def _listed(self, choice: dict[str, Any]) -> list[str]:
+        """The texts of a chunk's tokens, where its logprobs list them."""
+        logprobs = as_dict(choice.get("logprobs"))
+        listed = logprobs.get("content") or logprobs.get("tokens")
+        listed = [as_dict(one).get("token", one) for one in listed] if isinstance(listed, list) else []
+        self._counts_tokens = self._counts_tokens or bool(listed)
+        return [one if isinstance(one, str) else "" for one in listed]
+
+    def _seamless(self, text: str, last: bool = False) -> list[Token]:
+        """Tokens of a text that follows, without an echo of the text before it."""
+        try:
+            pieces = [*(self._seam.feed(text) if text else ()), *(self._seam.end() if last else ())]
+        except ValueError as error:
+            failed: EndpointError = ProtocolError(self.name, str(error))
+        else:
+            self.index += len(pieces)
+            return [Token(self.index - len(pieces) + i, piece) for i, piece in enumerate(pieces)]
+        raise failed

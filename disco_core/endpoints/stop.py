@@ -1,0 +1,106 @@
+"""Stop texts: where a text ends an answer, also across the borders of tokens and of endpoints."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Any
+
+from disco_core import checks
+from disco_core.endpoints.base import Generation, Prefix, Token
+from disco_core.errors import EndpointError, InputError
+
+
+def stop_texts(value: Any, name: str) -> tuple[str, ...]:
+    """The texts as a tuple: from one text, several, or None; InputError otherwise."""
+    texts = (value,) if isinstance(value, str) else () if value is None else value
+    if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text for text in texts):
+        raise InputError(f"{name} must be a text or several, none of them empty, got {value!r:.80}")
+    return tuple(texts)
+
+
+def sampling(name: str, temperature: Any, top_p: Any) -> tuple[float, float | None]:
+    """Temperature and top_p of an endpoint, if they can be; InputError otherwise."""
+    share = None if top_p is None else checks.number(top_p, f"{name}: top_p", 0.0, 1.0, above=True)
+    return checks.number(temperature, f"{name}: temperature"), share
+
+
+class Answer(Generation):
+    """A generation that ends before the first stop text, and knows how many tokens it generated.
+
+    made   tokens generated, also those that are not yielded
+    """
+
+    made = 0
+
+    def __init__(self, tokens: AsyncGenerator[Token, None], prefix: Prefix, stop: Sequence[str]) -> None:
+        super().__init__(_until_stop(tokens, stop, "".join(token.text for token in prefix.generated)))
+        self._yielded = 0
+
+    async def __anext__(self) -> Token:
+        token = await anext(self._tokens)
+        self._yielded += 1
+        return token
+
+    @property
+    def undelivered(self) -> int:  # type: ignore[override]
+        """Tokens generated beyond those that were yielded."""
+        return max(0, self.made - self._yielded)
+
+
+async def _until_stop(
+    tokens: AsyncGenerator[Token, None], stop: Sequence[str], before: str
+) -> AsyncGenerator[Token, None]:
+    """The tokens before a stop text, which may begin in the text before them; then the generation is cancelled."""
+    held, found = _Held(stop, before), False
+    try:
+        async for token in tokens:
+            if not stop or token.reasoning:
+                yield token
+                continue
+            ready, found = held.add(token)
+            for one in ready:
+                yield one
+            if found:
+                break
+        for one in () if found else held.tokens:
+            yield one
+    finally:
+        with suppress(*([EndpointError] if found else [])):  # the answer is complete, also if the cancel fails
+            async with aclosing(tokens):
+                pass
+
+
+class _Held:
+    """Tokens that are held back while a stop text may have begun in them."""
+
+    def __init__(self, stop: Sequence[str], before: str) -> None:
+        self.stop, self.tokens = stop, list[Token]()
+        self._longest = max(map(len, stop), default=1) - 1  # characters of a stop text that may be in the text before
+        self._before = before[len(before) - min(len(before), self._longest) :]
+
+    def add(self, token: Token) -> tuple[list[Token], bool]:
+        """The tokens that are ready, and whether a stop text was found after them."""
+        self.tokens.append(token)
+        n, text = len(self._before), self._before + "".join(one.text for one in self.tokens)
+        ends = [at for stop in self.stop if (at := text.find(stop, max(0, n + 1 - len(stop)))) >= 0]
+        if ends:
+            return self._cut(max(0, min(ends) - n)), True
+        begun = (i for i in range(max(0, len(text) - self._longest), len(text)))
+        sure = next((i for i in begun if any(stop.startswith(text[i:]) for stop in self.stop)), len(text)) - n
+        ready, length = list[Token](), 0
+        while self.tokens and length + len(self.tokens[0].text) <= sure:
+            ready.append(self.tokens.pop(0))
+            length += len(ready[-1].text)
+        self._before = text[: n + length][max(0, n + length - self._longest) :]
+        return ready, False
+
+    def _cut(self, length: int) -> list[Token]:
+        """The held tokens up to so many characters; of the last, what is before the stop text, without an id."""
+        ready = list[Token]()
+        for token in self.tokens:
+            if length <= 0:
+                break
+            cut = len(token.text) > length
+            ready.append(replace(token, text=token.text[:length], id=None) if cut else token)
+            length -= len(token.text)
+        return ready
