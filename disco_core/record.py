@@ -1,6 +1,6 @@
 """The record of a live stream: its tokens with source and times, hand-overs, charges and failures."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from disco_core.cost import End
@@ -84,10 +84,14 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """The record as plain values, ready for json: endpoints by name, errors as their messages."""
-        plain: dict[str, Any] = asdict(self, dict_factory=_plain)
-        errors = {"failures": list(map(str, self.failures)), "error": None if self.error is None else str(self.error)}
-        return plain | errors
+        return {item.name: _plain(getattr(self, item.name)) for item in fields(self)}
 
 
-def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value.name.lower() if isinstance(value, End) else value for name, value in items}
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, StreamedToken | HandOver):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    if isinstance(value, End):
+        return value.name.lower()
+    return str(value) if isinstance(value, Exception) else value

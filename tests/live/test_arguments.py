@@ -70,7 +70,9 @@ def test_what_an_endpoint_lacks_is_named():
         def generate(self, prefix):
             raise AssertionError
 
-    with pytest.raises(dc.InputError, match=r"which has no continues, prefix_cache, remote, count, apply_chat_template$"):
+    with pytest.raises(
+        dc.InputError, match=r"which has no continues, prefix_cache, remote, count, apply_chat_template$"
+    ):
         stream("hi", plan=dc.plan_server_only(), server=Half(), device=ends(0.1, 9)[1])
 
 

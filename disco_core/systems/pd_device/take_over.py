@@ -44,9 +44,9 @@ class TakeOver(Rule):
                    must be fast. None: the device prefills the full prompt, from the start of the request
 
     The hand-over needs a device with a prefix cache (`prefix_cache=True`), and is not made if a token of cloud or
-    device takes longer than s. If the device does not report its prefill, a delay shows only once it is overdue; the reader
-    may then wait for `resume_s`. A prefill longer than the stream's `stall_s` is a failure, and so is a cloud that
-    stalls as long.
+    device takes longer than s. If the device does not report its prefill, a delay shows only once it is overdue; the
+    reader may then wait for `resume_s`. A prefill longer than the stream's `stall_s` is a failure, and so is a cloud
+    that stalls as long.
     """
 
     device: DeviceProfile
@@ -70,7 +70,7 @@ class TakeOver(Rule):
         return refined
 
     def decide(self, state: StreamState) -> Decision:
-        """The device prefills, and takes over when the cloud's tokens last until then; if late, the cloud is recalled."""
+        """The device prefills, and takes over once the cloud's tokens last until then; if late, the cloud is recalled."""
         if state.awaited:
             return self._awaits(state)
         if not self._bridged(state):
