@@ -166,7 +166,7 @@ def test_a_prefill_on_the_device_is_cancelled_in_the_middle_of_a_step(device):
 
 
 @pytest.mark.slow
-def test_a_device_that_reuses_goes_on_from_where_its_prefill_was_cancelled(device):
+def test_a_device_with_a_prefix_cache_goes_on_from_where_its_prefill_was_cancelled(device):
     """And says what it says when it reads all at once: a cancel leaves whole steps behind."""
     ids = [token.id for token in asyncio.run(collect(device, prefix(GARDEN, max_tokens=6)))[0]]
     head = [Token(i, "", id) for i, id in enumerate(ids)]
@@ -174,20 +174,20 @@ def test_a_device_that_reuses_goes_on_from_where_its_prefill_was_cancelled(devic
 
     async def go(again):
         tokens = again.generate(prefix(LONG, max_tokens=50))
-        assert again.read(tokens) is None
+        assert tokens.prefilled is None
         first = asyncio.ensure_future(anext(tokens))
-        while (again.read(tokens) or 0) < 4 * BATCH:
+        while (tokens.prefilled or 0) < 4 * BATCH:
             await asyncio.sleep(0.01)
         first.cancel()
         await asyncio.wait([first])
-        assert again.read(tokens) is None
+        assert tokens.prefilled is None
         assert 4 * BATCH <= again.confirmed < again.count(LONG)
         continued = await collect(again, prefix(LONG, head, 4))
         told = again.confirmed
         other, _ = await collect(again, prefix(GARDEN, max_tokens=6))
         return continued, told, [token.id for token in other]
 
-    with LlamaCppEndpoint(smollm2_path(), n_ctx=1024, reuses=True) as again:
+    with LlamaCppEndpoint(smollm2_path(), n_ctx=1024, prefix_cache=True) as again:
         continued, told, other = asyncio.run(go(again))
     assert continued == whole
     # every token of the prefix once, and those that were written but the last, which nothing follows
