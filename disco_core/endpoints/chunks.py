@@ -21,8 +21,8 @@ TEXTS = ("text", "thinking", "reasoning", "content", "summary", "refusal", "valu
 
 def parts(value: Any, reasoning: bool = False) -> Iterator[tuple[str, bool]]:
     """The texts in a content of any shape, each with whether it is reasoning."""
-    if isinstance(value, str) and value:
-        yield value, reasoning
+    if (isinstance(value, str) and value) or (isinstance(value, int | float) and not isinstance(value, bool)):
+        yield str(value), reasoning
     elif isinstance(value, list):
         for one in value:
             yield from parts(one, reasoning)
@@ -51,6 +51,7 @@ class ChunkedAnswer(RemoteAnswer):
         self.billed, self._usage = None, usage
         self._reason, self._word, self._reported_reasoning = "", "", 0
         self._shown = self._reasoned = 0  # tokens that came as text of the answer, and of reasoning
+        self._choice: Any = None  # the index of the answer among several
         self._counts_tokens = False  # whether the server lists the tokens of a piece
         self._seam, self._characters = Seam("".join(token.text for token in prefix.generated)), Characters()
 
@@ -64,7 +65,9 @@ class ChunkedAnswer(RemoteAnswer):
         self._bill(event.get("usage") or as_dict(event.get("x_groq")).get("usage"))
         choices = event.get("choices")
         for choice in map(as_dict, choices if isinstance(choices, list) else [choices]):
-            if choice.get("index"):
+            index = choice.get("index")
+            self._choice = index if self._choice is None else self._choice
+            if index not in (None, self._choice):
                 continue  # another answer, which nobody asked for
             delta = as_dict(choice.get("delta"))
             if not delta and not self._shown:

@@ -56,23 +56,12 @@ class Events:
                 self._name = "error" if field == "error" else self._name
             elif field == "event":
                 self._name = value.strip().lower()
-            elif line.startswith("{") and is_json(line):  # JSON lines
-                yield self._name, line
             elif line and field not in ("", "id", "retry"):
                 self.stray = f"{self.stray}{line}\n"[:4000]
             elif not line:
                 if self._data:
                     yield self._name, "\n".join(self._data)
                 self._name, self._data = "", []
-
-
-def is_json(text: str) -> bool:
-    """Whether a text is JSON."""
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def objects(data: str) -> list[Any]:

@@ -35,7 +35,7 @@ MEANING = {
     404: "no such address or model",
     429: "too many requests",
 }
-STREAMS = ("text/event-stream", "application/x-ndjson", "application/octet-stream", "text/plain", "")
+STREAMS = ("text/event-stream", "application/octet-stream", "text/plain", "")
 
 
 def secret(key: str | None, name: str) -> str | None:
@@ -217,7 +217,7 @@ class Remote(Endpoint):
         """The body of a response that is no stream of events, as far as it comes soon."""
         raw = b""
         with suppress(httpx.HTTPError, TimeoutError):
-            async with asyncio.timeout(min(LINGER_S, self.deadline_s)):
+            async with asyncio.timeout(self.deadline_s if response.is_success else min(LINGER_S, self.deadline_s)):
                 async for piece in response.aiter_bytes():
                     raw += piece
                     if len(raw) > LONGEST_PAGE:
@@ -231,7 +231,7 @@ class Remote(Endpoint):
         try:
             values = objects(data)
         except ValueError as error:
-            if name in ("", "message"):
+            if name in ("", "message") or data.lstrip().startswith("{"):
                 raise self._unreadable(error) from None
             values = [data] if name == "error" else []
         for value in values:
@@ -257,9 +257,8 @@ class Remote(Endpoint):
         """The error for a status that is no success."""
         status, after = response.status_code, self._quote(response.headers.get("retry-after", ""))
         after = f", Retry-After {after}{' s' if after.isdigit() else ''}" if after else ""
-        return self._error(
-            RefusedError, page(body), ": ".join(filter(None, [f"{status}{after}", MEANING.get(status, "")]))
-        )
+        what = ": ".join(filter(None, [f"{status}{after}", MEANING.get(status, "")]))
+        return self._error(RefusedError, page(body), what)
 
     def _unreadable(self, error: object) -> ProtocolError:
         return ProtocolError(self.name, f"it sent something unreadable: {self._quote(error, 80)}")

@@ -122,6 +122,7 @@ class LlamaServerEndpoint(Remote):
                 part = list(await asyncio.to_thread(self._tokenize, part, i == 0))
             ids += part
         validate_prompt(self.name, prefix, ids, self._size, self.context)
+        answer.prefix_tokens = len(ids)
         answer.mark = secrets.randbelow(2**31)  # identifies the slot, so that `_free` can see when it has stopped
         return {
             "prompt": ids,
@@ -221,6 +222,7 @@ class _Answer(RemoteAnswer):
     endpoint: LlamaServerEndpoint
 
     mark: int | None = None  # of a request that may have been sent
+    prefix_tokens = 0
 
     def __init__(self, endpoint: LlamaServerEndpoint, prefix: Prefix) -> None:
         super().__init__(endpoint, "/completion", lambda: endpoint._request(self), prefix)
@@ -250,7 +252,7 @@ class _Answer(RemoteAnswer):
             self.made = int(event["tokens_predicted"])
         except (KeyError, TypeError, ValueError) as error:
             raise self.endpoint._unreadable(repr(error)) from None
-        made = self.made - (self.index - self.first)
+        self.prefilled, made = self.prefix_tokens, self.made - (self.index - self.first)
         if stop:
             return self._last(event, made)
         if not text:
