@@ -11,18 +11,18 @@ from typing import Any
 LONGEST_EVENT = 1 << 22  # bytes
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 # where servers put their words for an error, and what they call a content filter, in letters and digits alone
-WORDS: tuple[str, ...] = (
-    "error",
-    "errors",
-    "title",
-    "message",
-    "msg",
-    "detail",
-    "details",
-    "error_description",
+WORDS: tuple[str, ...] = ("error", "errors", "title", "message", "msg", "detail", "details", "error_description")
+WORDS += (
     "error_message",
+    "error_msg",
+    "errorMessage",
+    "reason",
+    "description",
+    "fault",
+    "faultstring",
+    "metadata",
+    "raw",
 )
-WORDS += ("error_msg", "errorMessage", "reason", "description", "fault", "faultstring", "metadata", "raw")
 FILTERS = {"contentfilter", "contentfiltered", "contentpolicyviolation", "responsibleaipolicyviolation", "safety"}
 FILTERS |= {"recitation", "prohibitedcontent", "blocklist", "spii", "guardrail", "guardrailintervened", "moderation"}
 FILTERS |= {"refusal", "sensitive", "filtered", "errortoxic", "imagesafety"}
@@ -94,15 +94,15 @@ def normal(word: object) -> str:
     return "".join(filter(str.isalnum, str(word).lower())).removeprefix("finishreason")
 
 
-def words(value: Any, depth: int = 5) -> str:
+def error_words(value: Any, depth: int = 5) -> str:
     """The server's own words in an error of any shape; "" if there are none."""
     if isinstance(value, str) or depth == 0:
         return value if isinstance(value, str) else ""
     if isinstance(value, list):
-        return "; ".join(filter(None, (words(one, depth - 1) for one in value)))
+        return "; ".join(filter(None, (error_words(one, depth - 1) for one in value)))
     if not isinstance(value, dict):
         return ""
-    text = ": ".join(dict.fromkeys(filter(None, (words(value.get(key), depth - 1) for key in WORDS))))
+    text = ": ".join(dict.fromkeys(filter(None, (error_words(value.get(key), depth - 1) for key in WORDS))))
     where = value.get("loc")  # a field that was not accepted
     return f"{'.'.join(map(str, where))}: {text}" if isinstance(where, list) and text else text
 

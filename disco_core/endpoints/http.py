@@ -14,7 +14,7 @@ import httpx
 
 from disco_core import checks
 from disco_core.endpoints.base import Endpoint, Prefix, Token
-from disco_core.endpoints.events import Events, is_error, is_filtered, objects, page, words
+from disco_core.endpoints.events import Events, error_words, is_error, is_filtered, objects, page
 from disco_core.endpoints.stop import Answer
 from disco_core.errors import (
     CutError,
@@ -151,7 +151,7 @@ class Remote(Endpoint):
                 async for name, data in await stack.enter_async_context(aclosing(self._events(response, answer))):
                     for event in self._parsed(name, data):
                         if "choices" not in event and "content" not in event:
-                            answer.stray = words(event) or answer.stray
+                            answer.stray = error_words(event) or answer.stray
                         for token in await answer.read(event):
                             yield token
         except (GeneratorExit, asyncio.CancelledError):
@@ -250,7 +250,7 @@ class Remote(Endpoint):
         """An error in the server's own words, which `value` has in some shape."""
         if isinstance(value, dict) and is_filtered(value):
             kind = FilteredError
-        told = self._quote(words(value) or (json.dumps(value) if value else ""), 300)
+        told = self._quote(error_words(value) or (json.dumps(value) if value else ""), 300)
         return kind(self.name, ": ".join(filter(None, [what, told])) or "an error")
 
     def _refusal(self, response: httpx.Response, body: bytes) -> EndpointError:

@@ -12,7 +12,7 @@ from disco_core.endpoints.base import Prefix, Prompt, Token, estimate, is_chat, 
 from disco_core.endpoints.chunks import ChunkedAnswer
 from disco_core.endpoints.http import Remote
 from disco_core.endpoints.stop import sampling, stop_texts
-from disco_core.errors import EndpointError, InputError, RefusedError
+from disco_core.errors import EndpointError, InputError, ProtocolError, RefusedError
 
 Way = Literal["continue_final_message", "prefix", "completions"]
 Continuation = Literal["none", "probe"] | Way
@@ -114,17 +114,18 @@ class OpenAIEndpoint(Remote):
         for way in self._ways:
             if way == "completions" and not (self.template or refused or len(self._ways) == 1):
                 continue  # with it, prompts would have to be texts in the model's chat template
-            works, self.probed[way] = await self._continues_by(way)
-            refused = refused and "starts over" not in self.probed[way]
-            if works:
+            failure = await self._continues_by(way)
+            if failure is None:
                 self.continuation, self.continues = way, True
                 break
+            refused = refused and isinstance(failure, RefusedError)
         return self.continuation
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.model!r}, {self.base_url!r}, continuation={self.continuation!r})"
 
-    async def _continues_by(self, way: Way) -> tuple[bool, str]:
+    async def _continues_by(self, way: Way) -> EndpointError | None:
+        """Why a way of continuing does not work; None if it does."""
         question: Prompt = [{"role": "user", "content": QUESTION}]
         if way == "completions":
             question = (self.template or "{prompt}\n").replace("{prompt}", QUESTION)
@@ -135,8 +136,11 @@ class OpenAIEndpoint(Remote):
         except EndpointError as error:
             failure = error
         if re.match(r"\W*(five|5)\b", text.lower()):
-            return True, "works" if not answer.echoed else "works; the echo of the beginning is dropped"
-        return False, f"starts over: {text[:60]!r}" if failure is None else str(failure)
+            self.probed[way] = "works" if not answer.echoed else "works; the echo of the beginning is dropped"
+            return None
+        failure = failure or ProtocolError(self.name, f"it starts over: {text[:60]!r}")
+        self.probed[way] = str(failure)
+        return failure
 
     def _answer(self, prefix: Prefix, way: Continuation) -> ChunkedAnswer:
         async def request() -> dict[str, Any]:

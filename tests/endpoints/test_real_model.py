@@ -301,3 +301,37 @@ def test_the_same_server_behind_the_openai_api(server, there, continuation):
         assert [token.text for token in tokens] == [token.text for token in native]
     assert "401" in str(refused)
     assert "sk-wrong-key" not in "".join(traceback.format_exception(refused))
+
+
+@pytest.mark.slow
+def test_a_probe_finds_how_a_real_server_continues(server):
+    async def go():
+        options = {"base_url": f"{server.url}/v1", "api_key": KEY, "continuation": "probe"}
+        async with OpenAIEndpoint("m", **options) as endpoint:
+            return await endpoint.probe(), endpoint.continues
+
+    assert asyncio.run(go()) == ("continue_final_message", True)
+
+
+@pytest.mark.slow
+def test_stop_texts_end_a_real_answer(device, server):
+    """Where each answer without them has them, also across the seam; and the work beyond them is counted."""
+
+    async def go(endpoint):
+        said = await collect(endpoint, prefix(GARDEN, max_tokens=16))
+        texts = [token.text for token in said[0]]
+        endpoint.stop = ("".join(texts[7:10]),)
+        for begun in (0, 8):
+            generation = endpoint.generate(prefix(GARDEN, said[0][:begun], 16 - begun))
+            found = [token.text async for token in generation]
+            assert found == texts[begun:7]
+            assert generation.undelivered >= 10 - max(begun, 7)
+        endpoint.stop = ()
+
+    async def both():
+        await go(device)
+        async with LlamaServerEndpoint(server.url, api_key=KEY) as there:
+            await go(there)
+            assert there.unconfirmed == 0
+
+    asyncio.run(both())
