@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from disco_core.cost import End
 from disco_core.endpoints.base import Endpoint, Prompt, Token, checked_prompt, copy_prompt, estimate, is_chat
@@ -83,6 +84,35 @@ class Prompts:
             return tokens + estimate(text)
         before = prompt if isinstance(prompt, str) else ""  # tokenised as one text, with one BOS
         return tokens + max(0, self._counted(end, before + text) - self._counted(end, before))
+
+    def generated_for(self, end: End, generated: Sequence[Token]) -> tuple[Token, ...]:
+        """The generated tokens as an endpoint takes them: ids are valid within one vocabulary only."""
+        vocabulary = self.endpoints[end].vocabulary
+        return tuple(
+            token if vocabulary and self.endpoints[made.source].vocabulary == vocabulary else replace(token, id=None)
+            for token, made in zip(generated, self.record.tokens, strict=True)
+        )
+
+    def splits_text(self, target: End) -> bool:
+        """Whether the target would get text that is cut after white space, which servers strip or repeat."""
+        vocabulary, tokens = self.endpoints[target].vocabulary, self.record.tokens
+        if not tokens or not tokens[-1].text[-1:].isspace():
+            return False
+        return not vocabulary or any(
+            self.endpoints[end].vocabulary != vocabulary for end in {t.source for t in tokens}
+        )
+
+    def refusal(self, target: End, max_tokens: int) -> str | None:
+        """Why an endpoint cannot continue the answer; None if it can."""
+        endpoint = self.endpoints[target]
+        if self.record.tokens and not endpoint.continues:
+            return f"{endpoint.name} cannot continue an open assistant turn"
+        needed = self.of(target)[1] + max_tokens
+        if target in self.unbuilt:
+            return self.unbuilt[target]
+        if endpoint.context is not None and needed > endpoint.context:
+            return f"{endpoint.name}: prompt and answer need {needed} tokens of context, it has {endpoint.context}"
+        return None
 
     def warn(self, text: str) -> None:
         """Note a warning once."""

@@ -21,7 +21,8 @@ from disco_core.endpoints.base import (
     sleep_until,
 )
 from disco_core.errors import InputError
-from disco_core.live.machine import Machine, Settings
+from disco_core.live.generation import Settings
+from disco_core.live.machine import Machine
 from disco_core.live.prompts import Prompts
 from disco_core.migration import Rule
 from disco_core.record import Record, StreamedToken
