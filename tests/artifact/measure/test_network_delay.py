@@ -160,7 +160,7 @@ def test_what_is_made_behind_a_hop_is_charged(data, l, length, plan, rule, cance
         loser = 1 - record.winner
         assert (uncharged[loser], uncharged[record.winner]) == (1, 0)
         tie = live._machine.delays[loser] + first_s[loser] == pytest.approx(record.ttft_s)
-        assert tie or rule.keeps_loser
+        assert tie or rule.finish_loser_prefill
 
 
 def test_a_loser_behind_a_hop_is_charged_for_what_it_held():
