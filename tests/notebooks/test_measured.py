@@ -47,12 +47,12 @@ def test_live_runs_every_policy_on_both_settings(quick):
     assert found["L4"] == claims.NOT_TESTED
 
 
-def test_migration_saves_and_the_seam_is_exact(quick):
+def test_migration_saves_and_a_hand_over_is_exact(quick):
     cells = pd.read_csv(quick / "migration_cost.csv")
     assert len(cells) == 4 * 3 * 2 * 3  # services, phones, constraints, budgets in small
     assert cells.saving.between(0, 100).all()
     assert verdicts(quick, "migration").keys() == {"D3", "D5", "D5a", "D6", "D6a", "D11", "L5"}
-    assert pd.read_csv(quick / "migration_seams.csv").exact.all()
+    assert pd.read_csv(quick / "migration_exactness.csv").exact.all()
     assert "this machine" not in (quick / "migration_cost.csv").read_text()
 
 
