@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +14,6 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from artifact import files
 from artifact.__main__ import main
 from artifact.errors import ArtifactError
 from artifact.files import ROOT
@@ -149,14 +149,14 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, more, told):
 def test_a_full_disk_leaves_the_earlier_exhibit_whole(tmp_path, monkeypatch):
     save(tmp_path)
     before = contents(tmp_path)
-    real = files.write_atomic
+    real = Path.write_bytes
 
     def full(path, content):
         if path.suffix == ".csv":
-            raise ArtifactError("no") from OSError(28, "No space left on device")
+            raise OSError(28, "No space left on device")
         return real(path, content)
 
-    monkeypatch.setattr(files, "write_atomic", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(ArtifactError, match=r"cannot write try_one\.svg.*No space left on device; free space"):
         save(tmp_path, drawn(shift=1.0))
     assert contents(tmp_path) == before
@@ -169,7 +169,7 @@ def test_an_interrupt_leaves_the_earlier_exhibit_whole(tmp_path, monkeypatch):
     def interrupted(path, content):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "write_atomic", interrupted)
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, drawn(shift=1.0))
     assert contents(tmp_path) == before
