@@ -208,7 +208,7 @@ def test_a_server_that_answers_questions_without_an_end_is_left():
 
 
 @pytest.mark.parametrize("home", [native, openai])
-def test_a_server_that_hangs_delays_neither_the_next_token_nor_for_long_the_end(home):
+def test_a_server_that_hangs_delays_neither_the_next_token_nor_for_long_the_answers_end(home):
     """The server sends a token and then nothing any more, nor the end of a request it was asked to stop."""
     over = threading.Event()
     first = piece("a", [97], 1) if home is native else spoken("a")

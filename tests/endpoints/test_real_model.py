@@ -76,7 +76,7 @@ LONG = build("Tell me more about the garden. " * 120)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prompt", [GARDEN, EMOJI])
-def test_both_homes_of_the_model_speak_one_vocabulary_and_continue_exactly(device, there, prompt):
+def test_both_endpoints_of_the_model_share_a_vocabulary_and_continue_exactly(device, there, prompt):
     assert device.vocabulary == there.vocabulary
     assert device.count(prompt) == there.count(prompt)
 
@@ -112,7 +112,7 @@ def test_the_end_of_the_turn_is_no_token(device, there):
 
 
 @pytest.mark.slow
-def test_a_hand_over_between_real_ends_is_exact(device, there):
+def test_a_hand_over_between_real_endpoints_is_exact(device, there):
     """A stream that moves from the device to the server: the server's tokens are those of a direct call."""
     rule = dc.MigrationRule(
         dc.CostModel(0.0, 0.0, 0.0, 1e-6),

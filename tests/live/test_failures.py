@@ -60,7 +60,7 @@ def test_nothing_is_lost_repeated_or_reordered(l, length, first, plan, rule, ser
 
 
 @pytest.mark.parametrize(("cancel_s", "confirmed_s"), [(0.0, 0.0), (3.0, 3.0), (1e6, 5.0)])
-def test_a_stalled_end_is_left_at_once_however_long_it_takes_to_confirm(cancel_s, confirmed_s):
+def test_a_stalled_endpoint_is_left_at_once_however_long_it_takes_to_confirm(cancel_s, confirmed_s):
     server = Hung(0.5, [0.125], 8, fail=Failure.STALL, at=3, cancel_s=cancel_s, name="server")
     device = ReplayEndpoint(0.25, [0.0625], 8, name="device")
     live = stream(
@@ -83,7 +83,7 @@ def test_a_stalled_end_is_left_at_once_however_long_it_takes_to_confirm(cancel_s
     assert str(live.record.failures[0]) == "server: sent nothing for 2 s"
 
 
-def test_an_end_that_never_answers_is_named_within_its_deadline():
+def test_an_endpoint_that_never_answers_is_named_within_its_deadline():
     def silent(name):
         return Hung(1e9, [1.0], 8, cancel_s=1e9, name=name)
 
@@ -119,7 +119,7 @@ def test_the_same_token_again_and_again_is_a_stall():
 
 
 @pytest.mark.parametrize("hop", [False, True])
-def test_an_end_that_breaks_while_it_stops_is_not_confirmed_and_harms_nobody(hop):
+def test_an_endpoint_that_breaks_while_it_stops_is_unconfirmed_and_the_answer_complete(hop):
     class Broken(ReplayEndpoint):
         async def generate(self, prefix):
             try:
@@ -151,7 +151,7 @@ class OfItsOwn(BaseException):
         (dc.CutError("server", "oh"), "oh"),
     ],
 )
-def test_whatever_an_end_raises_the_other_goes_on_at_once(raised, told, hop):
+def test_whatever_an_endpoint_raises_the_other_goes_on_at_once(raised, told, hop):
     class Raising(ReplayEndpoint):
         async def generate(self, prefix):
             async for token in super().generate(prefix):
@@ -224,7 +224,7 @@ def test_an_endpoint_that_is_written_wrongly_fails_as_any_other(kind, first, wor
 
 
 @pytest.mark.parametrize("hop", [False, True])
-def test_an_end_that_gives_nothing_where_a_token_should_be_is_no_end_of_the_answer(hop):
+def test_an_endpoint_that_yields_none_has_not_ended_the_answer(hop):
     server, device = saying(None)(0.5, [0.125], 8, name="server"), ReplayEndpoint(0.25, [0.0625], 8)
     far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if hop else server
     live = stream("hi", plan=dc.plan_server_only(), server=far, device=device, max_tokens=8, wait=False)
@@ -235,7 +235,7 @@ def test_an_end_that_gives_nothing_where_a_token_should_be_is_no_end_of_the_answ
 
 @pytest.mark.parametrize("what", ["ahead", "read"])
 @pytest.mark.parametrize("told", [ValueError("lost count"), "many"])
-def test_an_end_that_cannot_tell_how_far_it_is_answers_and_is_charged(what, told):
+def test_an_endpoint_that_cannot_report_its_progress_answers_and_is_charged(what, told):
     def tell(_):
         if isinstance(told, Exception):
             raise told
@@ -256,7 +256,7 @@ def test_an_end_that_cannot_tell_how_far_it_is_answers_and_is_charged(what, told
 
 
 @pytest.mark.parametrize("told", [ConnectionError("the tokenizer is down"), None, -1])
-def test_an_end_that_cannot_count_answers_all_the_same(told):
+def test_an_endpoint_that_cannot_count_answers_all_the_same(told):
     class Uncounted(ReplayEndpoint):
         def count(self, prompt):
             if isinstance(told, Exception):
@@ -271,7 +271,7 @@ def test_an_end_that_cannot_count_answers_all_the_same(told):
     assert live.record.prefill == [10, 0]
 
 
-def test_a_prompt_over_one_context_goes_to_the_other_end_and_over_both_is_an_error_that_names_them():
+def test_a_prompt_over_one_context_goes_to_the_other_endpoint_and_over_both_is_an_error_that_names_them():
     for plan in (dc.plan_server_only(), dc.plan_device_only()):
         server, device = ends(0.1, 9, context=64)
         live = stream([0] * 60, plan=plan, server=server, device=device, max_tokens=9, wait=False)

@@ -100,7 +100,7 @@ async def collect(live):
 
 @pytest.mark.parametrize("hop", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_an_end_may_hold_over_a_yield_what_belongs_to_a_task(way, hop):
+def test_an_endpoint_may_hold_over_a_yield_what_belongs_to_a_task(way, hop):
     """To the end of an answer, as the race's loser, and as the source of a hand-over."""
     cost = dc.CostModel(1e-6, 1e-6, 0, 1e-7)
     rule = dc.MigrationRule(
@@ -128,7 +128,7 @@ def test_an_end_may_hold_over_a_yield_what_belongs_to_a_task(way, hop):
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("after_s", [0.05, 0.3, 0.305, 0.31])
-def test_it_is_left_by_the_same_task_where_the_reader_goes(way, after_s):
+def test_it_is_left_by_the_same_task_where_the_reader_leaves(way, after_s):
     """Before its first token, at the instant of a later one, and between two."""
     server, device = (holding(way, 0.1, [0.01], 60) for _ in range(2))
     live = dc.stream([0], plan=BOTH, server=server, device=device, rng=np.random.default_rng(0), wait=False)
@@ -173,7 +173,7 @@ class Grouped(ReplayEndpoint):
 
 
 @pytest.mark.parametrize(("kind", "told"), [(Limited, "TimeoutError: "), (Grouped, "the heartbeat stopped")])
-def test_an_end_that_gives_up_by_itself_has_failed_and_the_other_goes_on(kind, told):
+def test_an_endpoint_that_gives_up_by_itself_has_failed_and_the_other_goes_on(kind, told):
     server, device = kind(0.5, [0.125], 8, name="server"), ReplayEndpoint(0.25, [0.0625], 8)
     server.limit_s = 0.7
     live = dc.stream("hi", plan=dc.plan_server_only(), server=server, device=device, max_tokens=8, wait=False)
@@ -232,7 +232,7 @@ def test_it_may_overcome_what_interrupts_it(closes):
     assert found[:1] + [one and one.text for one in found[1:]] == (["a"] if closes else ["a", "b", None])
 
 
-def test_an_end_without_a_confirmation_is_cancelled_once_more():
+def test_an_endpoint_without_a_confirmation_is_cancelled_once_more():
     """So that nothing of it is left in the loop."""
 
     class Stubborn(ReplayEndpoint):
@@ -258,7 +258,7 @@ def test_an_end_without_a_confirmation_is_cancelled_once_more():
 
 
 @pytest.mark.parametrize("hop", [False, True])
-def test_an_end_that_fails_once_nobody_waits_is_not_logged_and_leaves_nothing(hop):
+def test_an_endpoint_that_fails_once_nobody_waits_is_not_logged_and_leaves_nothing(hop):
     class Late(ReplayEndpoint):
         async def generate(self, prefix):
             try:
@@ -290,7 +290,7 @@ def test_an_end_that_fails_once_nobody_waits_is_not_logged_and_leaves_nothing(ho
 
 
 @pytest.mark.parametrize("back", [0, 1])
-def test_an_end_that_answers_a_cancel_with_a_token_is_closed(back):
+def test_an_endpoint_that_answers_a_cancel_with_a_token_is_closed(back):
     """A new one, or one that was here before."""
 
     class Flushes(ReplayEndpoint):

@@ -97,7 +97,7 @@ def test_what_measures_leaves_a_folder_that_is_read_and_judges_nothing(tmp_path,
     assert found.disturbed == "measured in its quick size, which is too small to judge"
 
 
-def test_the_reference_is_whole_small_and_of_the_full_size():
+def test_the_reference_is_complete_small_and_of_the_full_size():
     for name in reference.NAMES:
         assert store.read(MEASURED, name).disturbed == ""
     size = sum(path.stat().st_size for path in MEASURED.rglob("*") if path.is_file())
@@ -113,7 +113,7 @@ def test_chat_answers_where_nobody_is_there(quick):
     assert re.search(r"\b\d+ tokens by the (device|server)", printed)
 
 
-def test_live_asks_a_server_with_a_key_and_does_not_tell_it(tmp_path, monkeypatch):
+def test_live_uses_a_server_with_a_key_and_never_shows_it(tmp_path, monkeypatch):
     key = "sk-a-key-that-must-not-appear"
     with LocalServer(smollm2_path(), api_key=key) as local:
         monkeypatch.setenv("OPENAI_API_KEY", key)

@@ -27,7 +27,7 @@ def test_traces_shows_the_published_quantiles(quick):
     assert (limits.iloc[:, 3] < limits.iloc[:, 4]).all()
 
 
-def test_dispatch_beats_a_coin_within_the_budget(quick):
+def test_dispatch_beats_random_dispatch_within_the_budget(quick):
     tail = pd.read_csv(quick / "dispatch_tail.csv")
     assert len(tail) == 4 * 3 * 2
     assert (tail.stoch_cut > 0).all()

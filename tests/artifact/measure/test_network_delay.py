@@ -46,7 +46,7 @@ def test_the_first_token_waits_and_the_others_keep_their_gaps(own, x, length):
     assert server.running == 0
 
 
-def test_a_hop_that_is_never_late_changes_no_time():
+def test_a_network_delay_below_the_servers_ttft_changes_no_time():
     server = ReplayEndpoint(0.3, [GAP], 9)
     bare, _ = run(arrivals(server))
     behind_it, _ = run(arrivals(behind(0.3, 9, 0.1)[1]))
@@ -54,7 +54,7 @@ def test_a_hop_that_is_never_late_changes_no_time():
 
 
 @given(MS, MS, st.integers(1, 30), st.lists(st.integers(1, 15), min_size=1, max_size=3))
-def test_bursts_arrive_together_and_whole(own, x, length, sizes):
+def test_bursts_arrive_together_and_complete(own, x, length, sizes):
     found, failure = run(arrivals(behind(own, length, x, bursts=sizes)[1]))
     assert failure is None
     assert [index for index, _ in found] == list(range(length))
@@ -104,7 +104,7 @@ def test_a_request_draws_the_same_whatever_the_policy():
     assert found[0] == (3, hops[0].held_s(takeover=True))
 
 
-def test_a_race_sees_the_hop_and_not_the_server():
+def test_the_race_is_decided_by_the_delayed_tokens():
     server, hop = behind(0.1, 20, 0.5)
     device = ReplayEndpoint(0.2, [GAP], 20, name="device")
     plan = dc.plan_server_constrained([5], 1.0)
@@ -128,7 +128,7 @@ HOPS = st.none() | st.tuples(MS, st.none() | st.lists(st.integers(1, 9), min_siz
 @given(
     st.data(), st.integers(1, 12), st.integers(1, 30), plans(), st.none() | rules(), st.none() | MS | st.floats(0, 1)
 )
-def test_what_is_made_behind_a_hop_is_charged(data, l, length, plan, rule, cancel_s):
+def test_what_is_generated_behind_a_network_delay_is_charged(data, l, length, plan, rule, cancel_s):
     """Each replayed end counts for itself, and the ledger says the same, also of what nobody has seen arrive.
 
     Not charged is one token of a loser: of the winner's own instant, or the one that ends a kept prefill.
@@ -163,7 +163,7 @@ def test_what_is_made_behind_a_hop_is_charged(data, l, length, plan, rule, cance
         assert tie or rule.keeps_loser
 
 
-def test_a_loser_behind_a_hop_is_charged_for_what_it_held():
+def test_a_loser_behind_a_network_delay_is_charged_for_the_tokens_held_back():
     hop = behind(0.1, 50, 1.01)[1]
     device = ReplayEndpoint(0.51, [GAP], 50, name="device")
     racing, alone = dc.plan_server_constrained([5], 1.0), dc.plan_server_only()

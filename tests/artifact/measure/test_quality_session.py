@@ -73,7 +73,7 @@ def spoken(tmp_path):
     return session(tmp_path, server, device), server, device
 
 
-def test_an_answer_moves_after_the_tokens_it_has_alone(spoken):
+def test_an_answer_migrates_after_the_tokens_that_it_has_unmigrated(spoken):
     tables, _, _ = spoken
     rows = tables["requests"]
     assert list(rows) == quality_session.REQUESTS
@@ -94,7 +94,7 @@ def test_an_answer_moves_after_the_tokens_it_has_alone(spoken):
     assert tables["verdicts"].empty
 
 
-def test_what_moves_is_all_that_was_said_and_nothing_else(spoken):
+def test_the_target_is_given_all_of_the_answer_so_far_and_nothing_else(spoken):
     _, server, device = spoken
     handed = [prefix for prefix in server.given + device.given if prefix.generated]
     assert len(handed) == 18
@@ -171,7 +171,7 @@ def test_what_was_interrupted_goes_on_to_the_same_tables(tmp_path, monkeypatch):
     assert go("resumed") == (whole, [0, 0, 0, 0])
 
 
-def test_an_end_goes_on_from_what_it_has_read_of_the_same_prompt_only(spoken):
+def test_an_endpoint_goes_on_from_its_cache_for_the_same_prompt_only(spoken):
     _, *both = spoken
     for end in both:
         assert len(end.begun) == SMALL["prompts"] == len(set(end.begun))
@@ -205,7 +205,7 @@ def measured(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_real_ends_and_a_judge(measured):
+def test_two_real_endpoints_and_a_judge(measured):
     _, found = measured
     rows = found["requests"]
     moved = rows[rows.moved != "alone"]
@@ -232,7 +232,7 @@ def test_answers_do_not_hang_on_what_was_measured_before(measured, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_notebook_decides_and_does_not_tell_the_key(measured, tmp_path):
+def test_the_notebook_decides_and_never_shows_the_key(measured, tmp_path):
     folder, _ = measured
     run("quality", tmp_path, out=str(tmp_path), measurements=str(folder))
     found = {one["id"]: one for one in json.loads((tmp_path / "quality.claims.json").read_text())}

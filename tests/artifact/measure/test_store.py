@@ -114,7 +114,7 @@ def _hold(path, ready):
         time.sleep(30)
 
 
-def test_two_runs_are_kept_apart(take, tmp_path):
+def test_a_second_run_at_once_is_refused(take, tmp_path):
     context = multiprocessing.get_context("spawn")
     ready = context.Event()
     other = context.Process(target=_hold, args=(tmp_path / "stored", ready))
