@@ -106,9 +106,9 @@ def test_answers_are_cut_where_ours_are():
 
 
 def test_behind_an_emulated_network_delay_the_later_of_the_two_counts():
-    hop, own = dc.TTFTDistribution([0.1, 0.5, 3.0]), np.array([0.2, 0.7])
-    ttft = scenario.with_network_delay(hop, own)
-    brute = [max(x, y) for x in hop.values_s for y in own]
+    delay_s, own = dc.TTFTDistribution([0.1, 0.5, 3.0]), np.array([0.2, 0.7])
+    ttft = scenario.with_network_delay(delay_s, own)
+    brute = [max(x, y) for x in delay_s.values_s for y in own]
     for q in (0.2, 0.5, 0.6, 0.9):
         assert ttft.quantile(q) == np.quantile(brute, q, method="inverted_cdf")
     assert ttft.mean == pytest.approx(np.mean(brute), rel=0.01)
