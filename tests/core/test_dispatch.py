@@ -136,9 +136,9 @@ def test_stochastic_spends_the_budget_at_random(constraint, both):
     plan = dc.plan_stochastic(0.3, constraint, both=both)
     delays = plan.draw(np.full(200_000, 10), np.random.default_rng(1))
     started = np.isfinite(delays).mean(axis=1)
-    scarce = constraint.end
-    assert started[scarce] == pytest.approx(0.3, abs=0.005)
-    assert started[1 - scarce] == pytest.approx(1.0 if both else 0.7, abs=0.005)
+    constrained = constraint.end
+    assert started[constrained] == pytest.approx(0.3, abs=0.005)
+    assert started[1 - constrained] == pytest.approx(1.0 if both else 0.7, abs=0.005)
 
 
 def test_plans_say_what_they_are():

@@ -1,4 +1,4 @@
-"""The real model in both its homes: in this process and in a server of our own."""
+"""The real model in this process and behind a local server."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ from tests.helpers.loopback import KEY, collect, prefix
 ROOT = Path(dc.__file__).parents[1]
 
 
-# --- a model file, and a server of our own
+# --- the local server
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_a_prefill_on_the_device_is_cancelled_in_the_middle_of_a_step(device):
 
 @pytest.mark.slow
 def test_a_device_that_reuses_goes_on_from_where_its_prefill_was_cancelled(device):
-    """And says what it says when it reads all at once: a cancel leaves whole steps behind."""
+    """And its answer is that of an uninterrupted prefill: a cancel leaves complete steps behind."""
     ids = [token.id for token in asyncio.run(collect(device, prefix(GARDEN, max_tokens=6)))[0]]
     head = [Token(i, "", id) for i, id in enumerate(ids)]
     whole = asyncio.run(collect(device, prefix(LONG, head, 4)))

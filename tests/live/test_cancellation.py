@@ -169,7 +169,7 @@ def test_an_answer_left_as_a_context_has_ended(loop):
 
 @given(st.lists(st.floats(0.01, 6), max_size=4), st.none() | st.floats(0.01, 6), st.sampled_from([0.0, 2.0, 1e9]))
 def test_another_cancel_does_not_leave_work_behind(cancels_s, timeout_s, cancel_s):
-    """Cancelled again and again while the ends stop, the reader gets it when they have, or `confirm_s` later."""
+    """Cancelled again and again while the endpoints stop, the reader gets it when they have, or `confirm_s` later."""
     server, device = (Hung(0.1, [0.02], 9999, cancel_s=cancel_s, name=name) for name in ("server", "device"))
     both, rng = dc.plan_stochastic(1.0, dc.Constraint.DEVICE, both=True), np.random.default_rng(0)
     live = stream([0], plan=both, server=server, device=device, max_tokens=9999, rng=rng, confirm_s=4.0)

@@ -42,7 +42,7 @@ def test_nothing_is_lost_repeated_or_reordered(l, length, first, plan, rule, ser
     assert (record.error is error) or error is None
     assert (server.running, device.running) == (0, 0)
     assert record.prefill == [server.prefilled, device.prefilled]
-    # each end counted for itself; not charged is one token of a loser: at the winner's own instant, or, where the
+    # each endpoint counted for itself; not charged is one token of a loser: at the winner's instant, or, where the
     # rule keeps it, the one that tells that its prefill has ended
     uncharged = [server.made - record.decode[0], device.made - record.decode[1]]
     assert uncharged in ([0, 0], [0, 1], [1, 0])
@@ -50,7 +50,7 @@ def test_nothing_is_lost_repeated_or_reordered(l, length, first, plan, rule, ser
         assert record.started == [True, True]
         assert uncharged[record.winner] == 0
         assert record.winner == dc.End.SERVER or rule.keeps_loser
-    assert not any("AssertionError" in str(failure) for failure in record.failures)  # the ends check their prefixes
+    assert not any("AssertionError" in str(failure) for failure in record.failures)  # prefixes are checked
     assert record.unconfirmed == [0, 0]
     times = [(token.generated_s, token.released_s) for token in tokens]
     assert times == sorted(times)
@@ -118,8 +118,8 @@ def test_the_same_token_again_and_again_is_a_stall():
     assert "sent nothing for 3 s" in str(live.record.failures[0])
 
 
-@pytest.mark.parametrize("hop", [False, True])
-def test_an_endpoint_that_breaks_while_it_stops_is_unconfirmed_and_the_answer_complete(hop):
+@pytest.mark.parametrize("delayed", [False, True])
+def test_an_endpoint_that_breaks_while_it_stops_is_unconfirmed_and_the_answer_complete(delayed):
     class Broken(ReplayEndpoint):
         async def generate(self, prefix):
             try:
@@ -130,7 +130,7 @@ def test_an_endpoint_that_breaks_while_it_stops_is_unconfirmed_and_the_answer_co
 
     both, rng = dc.plan_stochastic(1.0, dc.Constraint.DEVICE, both=True), np.random.default_rng(0)
     server, device = Broken(0.9, [0.125], 8), ReplayEndpoint(0.25, [0.0625], 8)
-    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if hop else server
+    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if delayed else server
     live = stream("hi", plan=both, server=far, device=device, max_tokens=8, wait=False, rng=rng)
     tokens, error = run(collect(live))
     assert (len(tokens), error) == (8, None)
@@ -141,7 +141,7 @@ class OfItsOwn(BaseException):
     """Nothing that `except Exception` catches."""
 
 
-@pytest.mark.parametrize("hop", [False, True])
+@pytest.mark.parametrize("delayed", [False, True])
 @pytest.mark.parametrize(
     ("raised", "told"),
     [
@@ -151,7 +151,7 @@ class OfItsOwn(BaseException):
         (dc.CutError("server", "oh"), "oh"),
     ],
 )
-def test_whatever_an_endpoint_raises_the_other_goes_on_at_once(raised, told, hop):
+def test_whatever_an_endpoint_raises_the_other_goes_on_at_once(raised, told, delayed):
     class Raising(ReplayEndpoint):
         async def generate(self, prefix):
             async for token in super().generate(prefix):
@@ -160,7 +160,7 @@ def test_whatever_an_endpoint_raises_the_other_goes_on_at_once(raised, told, hop
                 yield token
 
     server, device = Raising(0.5, [0.125], 8, name="server"), ReplayEndpoint(0.25, [0.0625], 8)
-    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if hop else server
+    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if delayed else server
     live = stream("hi", plan=dc.plan_server_only(), server=far, device=device, max_tokens=8, wait=False)
     tokens, error = run(collect(live))
     assert (len(tokens), error) == (8, None)
@@ -223,10 +223,10 @@ def test_an_endpoint_that_is_written_wrongly_fails_as_any_other(kind, first, wor
     assert (len(run(collect(both))[0]), both.record.failures[0].endpoint) == (8, "server")
 
 
-@pytest.mark.parametrize("hop", [False, True])
-def test_an_endpoint_that_yields_none_has_not_ended_the_answer(hop):
+@pytest.mark.parametrize("delayed", [False, True])
+def test_an_endpoint_that_yields_none_has_not_ended_the_answer(delayed):
     server, device = saying(None)(0.5, [0.125], 8, name="server"), ReplayEndpoint(0.25, [0.0625], 8)
-    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if hop else server
+    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if delayed else server
     live = stream("hi", plan=dc.plan_server_only(), server=far, device=device, max_tokens=8, wait=False)
     tokens, error = run(collect(live))
     assert (len(tokens), error) == (8, None)

@@ -25,7 +25,7 @@ def test_ids_move_between_equal_vocabularies_only(vocabulary):
     moved = server.seen[0].generated
     assert [token.text for token in moved] == [token.text for token in tokens[:at]]
     assert [token.id for token in moved] == (list(range(at)) if vocabulary == "integers" else [None] * at)
-    text = "".join(token.text for token in moved)  # in which the replayed end counts every character
+    text = "".join(token.text for token in moved)  # in which the replayed endpoint counts every character
     assert live.record.prefill == [20 + (at if vocabulary == "integers" else len(text)), 20]
 
 

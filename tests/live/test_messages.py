@@ -1,4 +1,4 @@
-"""A prompt may be messages: each end puts them in its own model's chat template, and hand-overs go on in its turn."""
+"""A prompt may be messages: each endpoint puts them in its model's chat template, and hand-overs continue it."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ def test_both_endpoints_are_given_the_messages_whatever_their_vocabularies():
 
 
 def test_messages_are_copied():
-    """What is changed after the call does not reach the ends."""
+    """What is changed after the call does not reach the endpoints."""
     server, device = (ReplayEndpoint(0.25, [0.125], 3) for _ in range(2))
     mine = [dict(one) for one in CHAT]
     live = dc.stream(mine, plan=dc.plan_server_only(), server=server, device=device, max_tokens=3, wait=False)
@@ -143,7 +143,7 @@ def test_an_endpoint_that_cannot_use_messages_is_left_for_the_other():
     assert estimated > 0
 
 
-# --- what each kind of end makes of them
+# --- what each kind of endpoint makes of them
 
 
 def test_the_native_server_is_asked_for_its_template_once():

@@ -85,7 +85,7 @@ WAYS = [in_a_context, under_a_timeout, out_of_a_task_group, under_a_lock]
 
 
 def holding(way, *args, **options):
-    """A replayed end whose answers go through one of these."""
+    """A replayed endpoint whose answers go through one of these."""
     end = ReplayEndpoint(*args, **options)
     replayed = end.generate
     end.generate = lambda prefix: way(replayed, prefix)
@@ -98,9 +98,9 @@ async def collect(live):
     return tokens, asyncio.all_tasks() - {asyncio.current_task()}
 
 
-@pytest.mark.parametrize("hop", [False, True])
+@pytest.mark.parametrize("delayed", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-def test_an_endpoint_may_hold_over_a_yield_what_belongs_to_a_task(way, hop):
+def test_an_endpoint_may_hold_over_a_yield_what_belongs_to_a_task(way, delayed):
     """To the end of an answer, as the race's loser, and as the source of a hand-over."""
     cost = dc.CostModel(1e-6, 1e-6, 0, 1e-7)
     rule = dc.MigrationRule(
@@ -114,7 +114,7 @@ def test_an_endpoint_may_hold_over_a_yield_what_belongs_to_a_task(way, hop):
     ]
     for plan, moves, first_s in cases:
         server, device = (holding(way, first, [0.02], 60, name=name) for first, name in ((first_s, "s"), (0.3, "d")))
-        far = LastHop(server, dc.TTFTDistribution([0.1]), seed=0) if hop else server
+        far = LastHop(server, dc.TTFTDistribution([0.1]), seed=0) if delayed else server
         rng = np.random.default_rng(0)
         live = dc.stream(
             [0] * 9, plan=plan, server=far, device=device, rule=moves, max_tokens=60, wait=False, rng=rng
@@ -206,7 +206,7 @@ def test_it_may_give_up_while_nobody_asks(kind, told):
 
 @pytest.mark.parametrize("closes", [False, True])
 def test_it_may_overcome_what_interrupts_it(closes):
-    """A limit of its own that ends one source: the token from the other is the next, asked for or not."""
+    """A time limit within the source ends it: the next token is the other endpoint's, also where nobody waits."""
 
     class Second(ReplayEndpoint):
         async def generate(self, prefix):
@@ -257,8 +257,8 @@ def test_an_endpoint_without_a_confirmation_is_cancelled_once_more():
     assert live.record.unconfirmed == [1, 0]
 
 
-@pytest.mark.parametrize("hop", [False, True])
-def test_an_endpoint_that_fails_once_nobody_waits_is_not_logged_and_leaves_nothing(hop):
+@pytest.mark.parametrize("delayed", [False, True])
+def test_an_endpoint_that_fails_once_nobody_waits_is_not_logged_and_leaves_nothing(delayed):
     class Late(ReplayEndpoint):
         async def generate(self, prefix):
             try:
@@ -271,7 +271,7 @@ def test_an_endpoint_that_fails_once_nobody_waits_is_not_logged_and_leaves_nothi
                     raise dc.StalledError(self.name, "it did not confirm that it stopped")
 
     server, device = Late(0.5, [0.125], 80), ReplayEndpoint(0.25, [0.0625], 80)
-    far = LastHop(server, dc.TTFTDistribution([0.1]), seed=0) if hop else server
+    far = LastHop(server, dc.TTFTDistribution([0.1]), seed=0) if delayed else server
     live, said = dc.stream("hi", plan=dc.plan_server_only(), server=far, device=device, confirm_s=4), []
 
     async def leave():

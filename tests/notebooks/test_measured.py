@@ -40,7 +40,7 @@ def test_live_runs_every_policy_on_both_settings(quick):
     alone = asked[asked.policy == "server only"]
     assert (alone.ttft_s >= alone.held_s).all()
     assert (alone[alone.setting != "raw"].held_s > 0).all()
-    # one answer from two ends is as long as from one, and every token was charged to the end that made it
+    # an answer of two endpoints is as long as of one, and every token was charged to the endpoint that generated it
     assert (asked.tokens <= asked.server_decode + asked.device_decode).all()
     found = verdicts(quick, "live")
     assert set(found) == {"L1", "L2", "L3", "L4"}

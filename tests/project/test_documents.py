@@ -1,4 +1,4 @@
-"""The ground agrees with itself: README, Makefile, environments, licences, exported names."""
+"""README, Makefile, environments and licences agree with each other and with the code."""
 
 import re
 import shutil

@@ -128,11 +128,11 @@ def test_a_token_across_two_pieces_is_protected_wherever_they_part(text):
         for first in (True, False):
             ids, mask = protected_spans([(text[:cut], first), (text[cut:], not first)], vocabulary)
             assert ids.tolist() == whole
-            at, seam = 0, len(text[:cut].encode())
+            at, boundary = 0, len(text[:cut].encode())
             for i, spelling in enumerate(spellings or []):
                 places = range(at, at + len(spelling))
                 at += len(spelling)
-                assert mask[i] == any((place < seam) == first for place in places)
+                assert mask[i] == any((place < boundary) == first for place in places)
 
 
 class WithBOS:

@@ -1,4 +1,4 @@
-"""P/D-Device on replayed ends under a virtual clock: nothing is lost, the pace is even and never above its limit."""
+"""P/D-Device on replayed endpoints under a virtual clock: no token is lost, the pace is even and within its limit."""
 
 import asyncio
 import dataclasses

@@ -60,7 +60,7 @@ def test_a_hand_over_point_within_a_word_is_no_repetition():
 
 
 def answers(rows):
-    """Answers of two ends to some prompts, as a session gives them, from texts by (source, prompt, sample)."""
+    """Answers of two endpoints to some prompts, as a session gives them, from texts by (source, prompt, sample)."""
     return pd.DataFrame(rows, columns=quality_session.REQUESTS)
 
 
@@ -90,7 +90,7 @@ def test_a_migrated_answer_is_compared_with_the_same_unmigrated():
     assert (one["words"], one["words_alone"]) == (6, 5)
     assert (one["repeats"], one["repeats_alone"]) == (False, False)
     assert (one["nats"], one["nats_alone"]) == (2.5, 2.0)
-    assert math.isnan(two["chrF"])  # no other sample of either end to that prompt
+    assert math.isnan(two["chrF"])  # no other sample of either endpoint to that prompt
     assert math.isnan(two["nats"])
     over = found[found.kind == quality.STARTS_OVER].to_dict("records")
     assert [row["words"] for row in over] == [5]  # the server's own "Rivers bring it", after "The sea"

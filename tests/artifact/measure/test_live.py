@@ -49,7 +49,7 @@ def test_a_mistyped_setting_is_named(tmp_path, bad, word):
 
 
 def test_random_dispatch_answers_as_the_endpoint_that_it_picks_does_alone(tmp_path, monkeypatch):
-    """Rows of Stoch are those of the end that its draws pick, which are the plan's own."""
+    """Rows of Stoch are those of the endpoint that its draws pick, which are the plan's own."""
     run = a_run(tmp_path, "live", prompts=40, raw_prompts=1)
     table = ends.prompts(48)
     server, device = (SimpleNamespace(name=name, count=model.count_tokens) for name in ("server", "device"))

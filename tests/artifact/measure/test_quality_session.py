@@ -27,7 +27,7 @@ SMALL = {"prompts": 3, "max_tokens": 12, "positions": [2, 5], "second": 0}
 
 
 class Speaker:
-    """An end that counts in words of its own, and remembers what it was given; it may be gone after some answers."""
+    """An endpoint whose tokens are words; it records each prefix, and may be gone after some answers."""
 
     continues, context, temperature, reuses = True, None, 0.0, True
 
@@ -61,7 +61,7 @@ class Speaker:
 
 
 def session(folder, server, device, judges=(), **changed):
-    """The tables of a session on these ends; what was measured before is in the folder."""
+    """The tables of a session on these endpoints; what was measured before is in the folder."""
     taken = a_run(folder, "quality", **SMALL | changed)
     second = Path("any.gguf") if "second" in changed else None
     return asyncio.run(quality_session._Session(taken, server, device, second).run(judges))
@@ -107,7 +107,7 @@ def test_the_target_is_given_all_of_the_answer_so_far_and_nothing_else(spoken):
     assert ids == {True: 9, False: 9}  # as text none has its id
     assert all(token.id is None for prefix in handed for token in prefix.generated if prefix.generated[0].id is None)
     seeds = [prefix.seed for prefix in server.given]
-    assert len(set(seeds)) == len(seeds)  # each answer of an end is a sample of its own
+    assert len(set(seeds)) == len(seeds)  # each answer of an endpoint is another sample
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_what_was_interrupted_goes_on_to_the_same_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "verdicts", verdicts)
 
     def go(name, **lasts):
-        """Tables, or nothing where an end is gone; and how often each end was asked."""
+        """Tables, or nothing where an endpoint is gone; and how many requests each was sent."""
         given = {"server": ("v", 9), "device": ("v", 6), quality_session.SECOND: ("w", 7), "openai:one": ("", 0)}
         ends = {end: Speaker(end, *said, lasts.get(end, math.inf)) for end, said in given.items()}
         server, device, second, one = ends.values()
@@ -167,7 +167,7 @@ def test_what_was_interrupted_goes_on_to_the_same_tables(tmp_path, monkeypatch):
     assert (interrupted, again[0]) == ({}, 12)  # one prompt was there
     resumed, rest = go("resumed")
     assert resumed == whole
-    assert rest == [0, 4, 6, 12]  # the device only goes on for the second model, with what it once said itself
+    assert rest == [0, 4, 6, 12]  # the device only goes on for the second model, with its first answer
     assert go("resumed") == (whole, [0, 0, 0, 0])
 
 

@@ -14,7 +14,7 @@ def test_parameters_are_read_with_type_default_and_meaning(notebook):
     found = parameters.parameters(notebook())
     assert list(found) == ["budget", "draws", "quick", "out", "lengths", "plain"]
     assert found["budget"] == parameters.Parameter(
-        "budget", "float", "0.3", "share of prompt tokens the scarce end may prefill"
+        "budget", "float", "0.3", "share of prompt tokens the constrained endpoint may prefill"
     )
     assert found["plain"].type == "int"
 

@@ -1,4 +1,4 @@
-"""The reference is made of five whole, full and undisturbed measurements, or stays as it was."""
+"""The reference is made of five complete, full-size and undisturbed measurements, or stays as it was."""
 
 import hashlib
 import json
