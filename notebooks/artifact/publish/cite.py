@@ -66,7 +66,7 @@ def _paper(paper: dict[str, Any]) -> str:
 def _exhibit(about: Mapping[str, Any]) -> str:
     project = _cff()
     fields = {
-        "title": f"{{{about['title'] or about['stem']}}}",
+        "title": f"{{{about['title']}}}",
         "author": f"{{{project['authors'][0]['name']}}}",
         "year": str(project["date-released"])[:4],
         "howpublished": f"disco-core {project['version']}, exhibit {about['stem']}",

@@ -161,9 +161,9 @@ def markdown(shown: Sequence[Line], folder: str = "") -> str:
     for one in shown:
         linked = f"[{one.shown}]({folder}{one.exhibit}.csv)" if _tested(one) else one.shown
         rows.append((f"{one.id} ({one.mark})", one.statement, one.paper, _ours(one), one.place, linked))
-    barred = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    head = ("", "claim", "paper", "ours", "place", "verdict")
-    return str(tabulate(barred, head, tablefmt="pipe", disable_numparse=True)) + "\n"
+    lines = [("", "claim", "paper", "ours", "place", "verdict"), ("---",) * 6, *rows]
+    barred = ([cell.replace("|", r"\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in barred)
 
 
 def headline(shown: Sequence[Line]) -> str:

@@ -113,8 +113,8 @@ def save(
     kind: Kind,
     source: str,
     parameters: Mapping[str, Any],
-    title: str = "",
-    interpretation: str = "",
+    title: str,
+    interpretation: str,
     out: str | Path = FIGURES,
     data: Iterable[str | Path] | None = None,
     measured: str | Path | None = None,
@@ -151,8 +151,8 @@ def save_table(
     kind: Kind,
     source: str,
     parameters: Mapping[str, Any],
-    title: str = "",
-    interpretation: str = "",
+    title: str,
+    interpretation: str,
     numbers: pd.DataFrame | None = None,
     digits: int = 3,
     out: str | Path = FIGURES,
@@ -194,8 +194,8 @@ def _write(
         raise InputError(f"stem {stem!r} must be lower-case words joined by _, the first its notebook's name")
     if provenance["kind"] not in get_args(Kind):
         raise InputError(f"kind {provenance['kind']!r} must be one of {', '.join(get_args(Kind))}")
-    if numbers.empty or not texts["caption"].strip():
-        raise InputError(f"exhibit {stem} needs a caption and at least one row of numbers")
+    if numbers.empty or not all(text.strip() for text in texts.values()):
+        raise InputError(f"exhibit {stem} needs a title, a caption and an interpretation, and a row of numbers")
     csv = numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
     about = record(stem, csv, texts=texts, **provenance)
     files = files | {f"{stem}.csv": csv}

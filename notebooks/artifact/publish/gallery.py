@@ -101,14 +101,14 @@ def origin(found: Mapping[str, Any]) -> str:
 def _section(about: dict[str, Any], folder: Path) -> str:
     stem = about["stem"]
     links = " · ".join(f"[{name.rpartition('.')[2]}]({name})" for name in [*about["files"], f"{stem}.json"])
-    body = f"![{about['title'] or stem}]({stem}.svg)"
+    body = f"![{about['title']}]({stem}.svg)"
     if f"{stem}.svg" not in about["files"]:
         table = (folder / f"{stem}.md").read_text(encoding="utf-8").rstrip()
         body = (
             table if table.count("\n") <= _LONGEST else f"[{stem}.md]({stem}.md) has {table.count(chr(10)) - 1} rows."
         )
     texts = "\n\n".join(filter(None, [body, about["caption"], about["interpretation"]]))
-    return f"""### {about["title"] or stem}
+    return f"""### {about["title"]}
 
 {texts}
 
@@ -142,7 +142,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _provenance(path: Path) -> dict[str, Any]:
     try:
-        found = {"title": "", "interpretation": ""} | json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         texts = [found[name] for name in ("title", "caption", "interpretation", "source", "digest")]
         texts += [found["notebook"]] if found["notebook"] is not None else []
         dicts = [found[name] for name in ("data", "files", "parameters", "packages")]

@@ -47,7 +47,7 @@ def report(
         claims=shown,
         headline=[one for one in shown if one.id in claims_table.HEADLINE],
         count=claims_table.count(shown),
-        titles={one["stem"]: one["title"] or one["stem"] for one in every},
+        titles={one["stem"]: one["title"] for one in every},
         chapters=_chapters(every, ROOT / directory),
     )
     return write_atomic(ROOT / out, page)
@@ -72,7 +72,7 @@ def _exhibit(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     picture = min((folder / name for name in drawn), key=lambda path: path.stat().st_size, default=None)
     return {
         **{name: about[name] for name in ("stem", "caption", "interpretation", "parameters", "digest")},
-        "title": about["title"] or stem,
+        "title": about["title"],
         "table": "" if picture else _table(folder / f"{stem}.md"),
         "picture": base64.b64encode(picture.read_bytes()).decode() if picture else "",
         "kind": "png" if picture and picture.suffix == ".png" else "svg+xml",
