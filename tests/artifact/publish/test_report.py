@@ -139,7 +139,7 @@ def test_the_table_is_written_between_its_marks(tmp_path):
     assert text.endswith("<!-- end of claims -->\nafter\n")
     assert "was here" not in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + len(claims_table.HEADLINE)
+    assert len(rows) == 2 + len(claims_table.HEADLINE)
     assert len({row.replace(r"\|", "").count("|") for row in rows}) == 1
     claims_table.write_readme(shown, path)
     assert path.read_text() == text
