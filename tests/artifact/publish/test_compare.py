@@ -130,7 +130,7 @@ def test_the_pages_made_of_the_exhibits_are_compared_too(folders, monkeypatch, c
     assert capsys.readouterr().out.splitlines() == [
         "2 exhibits, 0 differ",
         *(
-            f"{path} is not what {committed}/ gives; run `make figures`"
+            f"{path} differs from what {committed}/ gives; run `make figures`"
             for path in (committed / "README.md", committed / "exhibits.bib", readme)
         ),
     ]
