@@ -248,7 +248,7 @@ def test_the_notebook_decides_and_never_shows_the_key(measured, tmp_path):
 
 @pytest.mark.slow
 def test_the_measuring_notebook_shows_what_it_measured(tmp_path):
-    made = {"prompts": 2, "max_tokens": 12, "positions": [2, 5]}
+    made = {"prompts": 2, "max_tokens": 12, "positions": [2, 5], "second": 0}
     run("measure_quality", tmp_path, out=str(tmp_path / "quality"), **made)
     found = store.read(tmp_path, "quality")
     assert set(found["requests"].prompt.value_counts()) <= {2, 4, 8, 12, 16}

@@ -97,7 +97,7 @@ def test_an_unknown_or_untestable_claim_is_refused(decide):
         decide("T10", [1, 1])
 
 
-def test_a_reason_is_kept_beside_what_the_numbers_say(decide):
+def test_a_reason_stands_beside_what_the_numbers_say(decide):
     assert decide("B1", 60, reason="another device")["reason"] == "60 is above 54; another device"
     assert decide("T1", [1, -1])["reason"].startswith("sign test p = 0.75, not below 0.05")
 
@@ -146,7 +146,7 @@ def test_the_command_fails_until_every_verdict_is_the_expected_one(decide, table
         claims.not_tested("T10", " ", stem="dispatch", out=folder, table=table)
 
 
-def test_an_exhibit_that_nobody_renders_is_told(decide, table, tmp_path, monkeypatch, capsys):
+def test_an_exhibit_that_no_notebook_renders_is_reported(decide, table, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(claims, "TABLE", table)
     for id, ours in (("B1", 30), ("B2", 40), ("L1", 70), ("M1", 1), ("T1", [1] * 6)):
         decide(id, ours)
@@ -278,12 +278,12 @@ def test_a_verdict_by_another_rule_than_the_table_s_is_none(decide, table, tmp_p
 
 
 def test_a_table_that_a_spreadsheet_wrote_is_read(table):
-    before = claims.load(table)
+    before = repr(claims.load(table))  # a row without a number holds nan, which equals nothing
     table.write_text("\ufeff" + table.read_text().replace("\n", "\r\n"))
-    assert claims.load(table) == before
+    assert repr(claims.load(table)) == before
 
 
-def test_a_folder_that_is_not_there_is_told(table, tmp_path):
+def test_a_missing_folder_is_reported(table, tmp_path):
     with pytest.raises(ArtifactError, match=r"no folder .*none.*make figures"):
         claims_table.lines(tmp_path / "none", table)
 
@@ -335,7 +335,7 @@ def test_a_bad_row_of_the_table_is_named(tmp_path, row, told):
         claims.load(path)
 
 
-def test_a_missing_table_is_told_in_one_line(tmp_path, monkeypatch, capsys):
+def test_a_missing_table_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(claims, "TABLE", tmp_path / "none.csv")
     assert main(["claims", str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("\n") == 1

@@ -12,51 +12,16 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from artifact.__main__ import main
 from artifact.errors import ArtifactError
 from artifact.files import ROOT
 from artifact.publish import figures, gallery, provenance
 from disco_core.errors import InputError
+from tests.helpers import scripts
+from tests.helpers.figures import MACHINE, NUMBERS, drawn, measurement, save
 
 SUFFIXES = {".svg", ".pdf", ".png", ".csv", ".json"}
-NUMBERS = pd.DataFrame({"budget": [0.1, 0.2], "ttft_s": [1 / 3, np.nan], "n": [1, 2_000_000_000]})
-
-
-def drawn(shift=0.0):
-    fig = Figure(figsize=(figures.COLUMN_IN, 2))
-    axes = fig.subplots()
-    axes.plot([0, 1, 2], np.array([1, 3, 2]) + shift, color=figures.colour("DiSCo-D"), label="α = 0.05")
-    axes.fill_between([0, 1, 2], [0, 1, 1], [2, 3, 3], alpha=0.2, hatch="//")
-    axes.legend()
-    return fig
-
-
-MACHINE = {"cpu": "Some CPU", "cores": 2, "memory_gib": 4.0, "system": "Linux x86_64"}
-
-
-def measurement(folder):
-    """The folder of a measurement, as far as provenance reads it."""
-    folder.mkdir(exist_ok=True)
-    about = {"machine": MACHINE, "date": "2026-01-31", "files": {"times.csv": "0" * 64}}
-    (folder / "manifest.json").write_text(json.dumps(about))
-    return folder
-
-
-def save(out, fig=None, stem="try_one", kind="simulated", **more):
-    given = {
-        "title": "A line",
-        "caption": "A try.",
-        "interpretation": "It goes up.",
-        "kind": kind,
-        "source": "committed tables",
-        "parameters": {"b": 0.3},
-        "out": out,
-    }
-    if kind == "measured":
-        given["measured"] = measurement(out.parent / "device")
-    return figures.save(fig or drawn(), stem, NUMBERS, **(given | more))
 
 
 def contents(folder):
@@ -78,16 +43,16 @@ def test_a_simulated_exhibit_is_the_same_bytes_also_in_another_process_and_under
     with mpl.rc_context({"svg.hashsalt": None, "svg.fonttype": "none", "savefig.dpi": 50}):
         save(tmp_path / "other")
     assert contents(tmp_path / "here") == contents(tmp_path / "other")
-    code = "import sys; sys.path[:0] = ['tests', 'notebooks']; import test_figures as t; "
-    code += f"t.save({str(tmp_path / 'there')!r})"
+    command = [sys.executable, scripts.path("save_figure.py"), str(tmp_path / "there")]
     environment = {
         "PYTHONHASHSEED": "7",
         "SOURCE_DATE_EPOCH": "1",
         "PATH": "",
         "HOME": str(tmp_path),
         "MPLBACKEND": "agg",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'notebooks'}",
     }
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)
+    subprocess.run(command, check=True, env=environment)
     assert contents(tmp_path / "here") == contents(tmp_path / "there")
 
 
@@ -119,7 +84,7 @@ def test_an_exhibit_is_cited_by_its_numbers_and_by_nothing_else(tmp_path, monkey
     assert first["digest"] == "sha256:" + hashlib.sha256((tmp_path / "try_one.csv").read_bytes()).hexdigest()
     save(tmp_path, drawn(shift=1.0), caption="Another.", parameters={"b": 0.4})
     assert json.loads((tmp_path / "try_one.json").read_text())["digest"] == first["digest"]
-    monkeypatch.setitem(globals(), "NUMBERS", NUMBERS.head(1))
+    monkeypatch.setattr("tests.helpers.figures.NUMBERS", NUMBERS.head(1))
     save(tmp_path)
     assert json.loads((tmp_path / "try_one.json").read_text())["digest"] != first["digest"]
 
@@ -146,7 +111,7 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path, more, told):
     assert not list(ROOT.glob("try_one.*"))
 
 
-def test_a_full_disk_leaves_the_earlier_exhibit_whole(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_earlier_exhibit(tmp_path, monkeypatch):
     save(tmp_path)
     before = contents(tmp_path)
     real = Path.write_bytes
@@ -162,7 +127,7 @@ def test_a_full_disk_leaves_the_earlier_exhibit_whole(tmp_path, monkeypatch):
     assert contents(tmp_path) == before
 
 
-def test_an_interrupt_leaves_the_earlier_exhibit_whole(tmp_path, monkeypatch):
+def test_an_interrupt_leaves_the_earlier_exhibit(tmp_path, monkeypatch):
     save(tmp_path)
     before = contents(tmp_path)
 
@@ -276,7 +241,7 @@ def test_the_gallery_shows_every_exhibit(tmp_path, capsys):
 
 @pytest.mark.parametrize("suffix", [".svg", ".csv"])
 @pytest.mark.parametrize("content", ["", "other"])
-def test_a_file_that_was_changed_since_is_told(tmp_path, suffix, content):
+def test_a_file_that_was_changed_since_is_reported(tmp_path, suffix, content):
     save(tmp_path)
     (tmp_path / f"try_one{suffix}").write_text(content)
     with pytest.raises(ArtifactError, match=rf"try_one\{suffix} is not what was rendered"):
@@ -284,7 +249,7 @@ def test_a_file_that_was_changed_since_is_told(tmp_path, suffix, content):
 
 
 @pytest.mark.parametrize("kind", ["simulated", "measured"])
-def test_provenance_of_another_shape_is_told_whatever_it_is(tmp_path, kind):
+def test_provenance_of_another_shape_is_reported_whatever_it_is(tmp_path, kind):
     save(tmp_path, kind=kind)
     path = tmp_path / "try_one.json"
     whole = json.loads(path.read_text())

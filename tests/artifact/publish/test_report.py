@@ -25,9 +25,7 @@ def page(tmp_path_factory):
 def test_the_page_needs_nothing_else(page):
     text = page.read_text()
     assert not re.findall(r"<(?:script|link|iframe|object|embed)\b", text)
-    assert all(
-        source.startswith("data:image/webp;base64,") for source in re.findall(r'src="([^"]{1,40})', text)
-    )
+    assert all(source.startswith("data:image/webp;base64,") for source in re.findall(r'src="([^"]{1,40})', text))
     assert not re.findall(r"@import|url\(", text.split("</style>")[0])
     targets = re.findall(r'href="([^"]+)"', text)
     assert {target[1:] for target in targets if target.startswith("#")} <= set(re.findall(r'id="([^"]+)"', text))
