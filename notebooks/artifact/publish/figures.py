@@ -37,7 +37,7 @@ POLICIES: dict[str, tuple[str, Any, str]] = {
     "server only": ("#949494", "-.", "s"),
     "device only": ("#ca9161", (0, (6, 2)), "D"),
     "Stoch": ("#de8f05", "--", "v"),
-    "Stoch+": ("#cc78bc", ":", "^"),  # the kinder reading: the cheap end always
+    "Stoch+": ("#cc78bc", ":", "^"),  # the reading that favours the baseline: the other endpoint always
     "DiSCo": ("#0173b2", "-", "o"),
     "cloud only": ("#949494", "-.", "s"),
     "P/D-Device": ("#029e73", (0, (4, 1, 1, 1)), "P"),
@@ -139,7 +139,8 @@ def save(
     texts = {"title": title, "caption": caption, "interpretation": interpretation}
     pictures = {f"{stem}.{suffix}": content for suffix, content in _rendered(fig).items()}
     paths = _write(stem, numbers, pictures, texts, folder(out), provenance)
-    _show(fig, pictures[f"{stem}.png"])
+    if _show(fig, pictures[f"{stem}.png"]):
+        _show_texts(texts)
     return paths
 
 
@@ -175,9 +176,8 @@ def save_table(
     files = {f"{stem}.md": markdown.encode(), f"{stem}.tex": latex.encode()}
     paths = _write(stem, table if numbers is None else numbers, files, texts, folder(out), provenance)
     if _kernel() is not None:
-        from IPython.display import Markdown, display
-
-        display(Markdown(markdown))  # type: ignore[no-untyped-call]
+        _show_markdown(markdown)
+        _show_texts(texts)
     return paths
 
 
@@ -237,14 +237,25 @@ def _rendered(fig: Figure) -> dict[str, bytes]:
     return found
 
 
-def _show(fig: Figure, png: bytes) -> None:
+def _show(fig: Figure, png: bytes) -> bool:
     """Show a figure of pyplot's as it was saved, where a notebook runs, in place of drawing it once more."""
     if fig.canvas.manager is None or _kernel() is None:
-        return
+        return False
     from IPython.display import Image, display
 
     display(Image(png, width=round(96 * fig.get_figwidth())))  # type: ignore[no-untyped-call]
     plt.close(fig)
+    return True
+
+
+def _show_texts(texts: Mapping[str, str]) -> None:
+    _show_markdown(f"**{texts['title']}.** {texts['caption']} *{texts['interpretation']}*")
+
+
+def _show_markdown(text: str) -> None:
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))  # type: ignore[no-untyped-call]
 
 
 def _kernel() -> Any:

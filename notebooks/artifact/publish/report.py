@@ -6,6 +6,7 @@ an exhibit stands in the exhibit's json.
 
 import base64
 import io
+import re
 import subprocess
 from collections.abc import Iterable, Mapping
 from importlib import metadata
@@ -17,7 +18,7 @@ from artifact.files import BUILD, CHAPTERS, FIGURES, ROOT, write_atomic
 from artifact.measure.machine import machine
 from artifact.publish import claims_table
 from artifact.publish.cite import citation
-from artifact.publish.gallery import exhibits, origin
+from artifact.publish.gallery import GLOSSARY, exhibits, origin
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
@@ -48,6 +49,7 @@ def report(
         claims=shown,
         headline=[one for one in shown if one.id in claims_table.HEADLINE],
         count=claims_table.count(shown),
+        glossary=_html(GLOSSARY),
         titles={one["stem"]: one["title"] for one in every},
         chapters=_chapters(every, ROOT / directory),
     )
@@ -91,10 +93,15 @@ def _webp(path: Path) -> str:
 
 
 def _table(path: Path) -> str:
-    """A table of Markdown as HTML."""
+    return _html(path.read_text(encoding="utf-8"))
+
+
+def _html(markdown: str) -> str:
+    """Markdown as HTML; links to other files of the project lead nowhere from here, so they are text."""
     import mistune
 
-    return str(mistune.create_markdown(escape=True, plugins=["table"])(path.read_text(encoding="utf-8")))
+    text = str(mistune.create_markdown(escape=True, plugins=["table"])(markdown))
+    return re.sub(r'<a href="(?!https?:)[^"]*">(.*?)</a>', r"\1", text, flags=re.DOTALL)
 
 
 def _commit() -> str:

@@ -56,9 +56,9 @@ def test_where_our_value_lies_against_the_paper_s(table, id, ours, place):
 def test_the_reading_that_favours_the_baseline_is_shown_and_not_judged(decide, table, tmp_path):
     verdict = decide("B1", [30, 40], favourable=[-5, -6])
     assert verdict["verdict"] == "PASS"
-    assert verdict["ours"]["favourable"] == "median -5.5 of 2 (-6 to -5)"
+    assert verdict["ours"]["favourable"] == "-5.5 (median of 2; -6 to -5)"
     (line,) = (one for one in claims_table.lines(tmp_path / "figures", table) if one.id == "B1")
-    assert "against Stoch+ median -5.5 of 2" in claims_table.markdown([line])
+    assert "against Stoch+ -5.5 (median of 2" in claims_table.markdown([line])
     frame = claims_table.shown([verdict], table)
     assert frame.place.tolist() == ["inside the range"]
 
@@ -109,7 +109,7 @@ def test_files_are_sorted_replaced_and_the_same_bytes(decide, tmp_path):
     path = tmp_path / "figures" / "dispatch.claims.json"
     written = path.read_bytes()
     assert [one["id"] for one in json.loads(written)] == ["B1", "T1"]
-    assert first["ours"] == {"median": 30.0, "text": "median 30 of 2 (30 to 30)"}
+    assert first["ours"] == {"median": 30.0, "text": "30 (median of 2; 30 to 30)"}
     decide("B1", [30.00000002, 30])
     assert path.read_bytes() == written
 

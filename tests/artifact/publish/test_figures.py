@@ -15,7 +15,7 @@ import pytest
 
 from artifact.__main__ import main
 from artifact.errors import ArtifactError
-from artifact.files import ROOT
+from artifact.files import FIGURES, ROOT
 from artifact.publish import figures, gallery, provenance
 from disco_core.errors import InputError
 from tests.helpers import scripts
@@ -225,11 +225,11 @@ def test_the_gallery_shows_every_exhibit(tmp_path, capsys):
     assert main(["gallery", str(tmp_path)]) == 0
     text = (tmp_path / "README.md").read_text()
     assert text.index("`another`: ") < text.index("`try_one`: ")
-    assert "### A line\n\n![A line](try_one.svg)" in text
+    assert "<a id=\"try_one\"></a>\n\n### A line\n\n![A line](try_one.svg)" in text
     assert "Simulated, from committed tables. [svg](try_one.svg)" in text
     bibliography = (tmp_path / "exhibits.bib").read_text()
     keys = re.findall(r"^@\w+\{(.+),$", bibliography, re.MULTILINE)
-    assert keys == ["sun2025", "jin2025", "yin2025", "disco-core:another", "disco-core:try_one"]
+    assert keys == ["disco-core", "sun2025", "jin2025", "yin2025", "disco-core:another", "disco-core:try_one"]
     assert "Measured on " in text
     assert f"> disco-core {metadata.version('disco-core')}, exhibit `try_one`, sha256:" in text
     gallery.gallery(tmp_path)
@@ -279,3 +279,10 @@ def test_a_gallery_of_nothing_or_of_a_broken_file_is_an_error(tmp_path):
 )
 def test_an_exhibit_knows_the_notebook_that_made_it(stem, notebook):
     assert provenance.notebook(stem) == ROOT / "notebooks" / f"{notebook}.ipynb"
+
+
+def test_every_committed_latex_table_is_ascii_and_names_what_it_needs():
+    for path in sorted(FIGURES.glob("*.tex")):
+        text = path.read_text(encoding="utf-8")
+        assert text.isascii(), path.name
+        assert text.startswith(r"% needs \usepackage{booktabs,graphicx}; cite with \cite{disco-core:"), path.name
