@@ -57,7 +57,6 @@ in-reference:
 	@$(SUB) in-figures
 render:
 	+@$(ARTIFACT) sweep $(OUT) $(EXECUTED) && $(SUB) $(EXECUTED) && $(ARTIFACT) gallery $(OUT)
-
 # One rule for every notebook. Those that measure are always started: by the content of settings, code and model they
 # see whether there is something to do. Nothing rests on chat, which is there to be used.
 $(B)/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) $(wildcard data/*.csv $(MEASURED)/*/manifest.json) requirements.lock

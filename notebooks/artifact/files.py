@@ -50,46 +50,28 @@ def relative_path(path: Path) -> Path:
 
 
 def write_atomic(path: Path | str, content: bytes | str) -> Path:
-    """Write a file so that a reader gets the old content or the new, never a part.
-
-    ArtifactError, with the earlier file untouched, if the disk is full or the folder is not writable.
-    """
+    """`write_together` for one file."""
     path = Path(path)
-    data = content.encode() if isinstance(content, str) else content
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ArtifactError(f"cannot write {path}: {error.strerror}; the earlier file is untouched") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+    (path,) = write_together(path.parent, {path.name: content.encode() if isinstance(content, str) else content})
     return path
 
 
 def write_together(where: Path, files: Mapping[str, bytes]) -> list[Path]:
-    """Write several files of a folder; all are on the disk before the first replaces its earlier version.
+    """Write files of a folder so that a reader gets the old content or the new, never a part.
 
-    ArtifactError, with the earlier files untouched, if the disk is full or the folder is not writable.
+    All are on the disk before the first replaces its earlier version. ArtifactError, with the earlier files
+    untouched, if the disk is full or the folder is not writable.
     """
     try:
         where.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=where, prefix=".writing-") as temporary:
             for name, content in files.items():
-                write_atomic(Path(temporary) / name, content)
+                (Path(temporary) / name).write_bytes(content)
             for name in files:
                 os.replace(Path(temporary) / name, where / name)
-    except (OSError, ArtifactError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        text = getattr(cause, "strerror", None) or str(error)
-        raise ArtifactError(
-            f"cannot write {', '.join(files)} in {where}: {text}; free space or choose another folder"
-        ) from None
+    except OSError as error:
+        reason = f"{error.strerror or error}; free space or choose another folder"
+        raise ArtifactError(f"cannot write {', '.join(files)} in {where}: {reason}") from error
     return [where / name for name in files]
 
 
@@ -115,10 +97,3 @@ def locked(path: Path, busy: str) -> Iterator[None]:
     """`lock` for the duration of a block."""
     with lock(path, busy):
         yield
-
-
-def _umask() -> int:
-    # mkstemp makes private files; those of the artifact have the user's usual permissions
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

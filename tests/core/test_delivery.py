@@ -47,7 +47,7 @@ def sum_area(grid, released, rate):
     return total.sum()
 
 
-def test_qoe_ends():
+def test_qoe_at_its_limits():
     assert dc.quality_of_experience([3.0, 4.0]) == dc.quality_of_experience([3.0, 4.0], 1.0, 4.8)
     with pytest.raises(dc.InputError, match="ttft_expected"):
         dc.quality_of_experience([1.0], ttft_expected=-1)

@@ -86,7 +86,7 @@ def test_disco_s_is_the_largest_share_a_threshold_can_spend(seen, b):
 
 
 @given(lengths, distributions, budgets, budgets)
-def test_disco_is_the_plan_of_the_scarce_end(seen, ttft, b, tail):
+def test_disco_is_the_plan_of_the_constrained_endpoint(seen, ttft, b, tail):
     expected = {
         dc.Constraint.DEVICE: dc.plan_device_constrained(seen, ttft, b, tail),
         dc.Constraint.SERVER: dc.plan_server_constrained(seen, b),
@@ -136,9 +136,9 @@ def test_stochastic_spends_the_budget_at_random(constraint, both):
     plan = dc.plan_stochastic(0.3, constraint, both=both)
     delays = plan.draw(np.full(200_000, 10), np.random.default_rng(1))
     started = np.isfinite(delays).mean(axis=1)
-    scarce = constraint.end
-    assert started[scarce] == pytest.approx(0.3, abs=0.005)
-    assert started[1 - scarce] == pytest.approx(1.0 if both else 0.7, abs=0.005)
+    constrained = constraint.end
+    assert started[constrained] == pytest.approx(0.3, abs=0.005)
+    assert started[1 - constrained] == pytest.approx(1.0 if both else 0.7, abs=0.005)
 
 
 def test_plans_say_what_they_are():
@@ -166,7 +166,7 @@ def test_the_tail_is_five_percent_unless_said_otherwise():
     assert dc.plan_device_constrained([5, 60, 70], ttft, 0.3, tail=0.2).delays_s[dc.End.DEVICE, -1, 0] == 0.8
 
 
-def test_a_plan_is_its_own():
+def test_a_plan_is_a_copy_of_its_arrays():
     delays, chance = np.zeros((2, 1, 1)), np.ones((1, 1))
     plan = dc.DispatchPlan("both", [1], delays, chance)
     delays[:] = np.inf
@@ -183,14 +183,14 @@ def test_unseen_lengths_take_the_next_longer_entry():
     assert far.draw(np.array([1, 10, 11, 400_001]))[0].tolist() == [np.inf, np.inf, 0, 0]
 
 
-def test_baselines_use_one_end():
+def test_baselines_use_one_endpoint():
     for plan, end in ((dc.plan_server_only(), dc.End.SERVER), (dc.plan_device_only(), dc.End.DEVICE)):
         delays = plan.draw(np.arange(1, 5))
         assert np.all(delays[end] == 0)
         assert np.all(np.isinf(delays[1 - end]))
 
 
-def test_without_a_budget_the_device_is_never_asked():
+def test_without_a_budget_the_device_is_never_started():
     ttft = dc.TTFTDistribution([0.1, 0.2])
     wait = dc.plan_device_constrained([5, 6], ttft, 0.0).draw(np.array([5, 6, 7]), np.random.default_rng(0))[1]
     assert np.all(np.isinf(wait))

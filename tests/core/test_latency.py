@@ -42,7 +42,7 @@ def test_draws_follow_their_distribution():
     assert pool.mean == pytest.approx(0.75 * table.mean + 0.25 * 1.5)
 
 
-def test_a_pool_of_one_kind_is_that_kind():
+def test_a_pool_of_equal_distributions_is_that_distribution():
     for n in (20, 37, 200):
         one = dc.TTFTDistribution(np.arange(1.0, n + 1))
         pool = dc.TTFTDistribution.mixture([one] * 3, [1, 5, 1])
@@ -50,7 +50,7 @@ def test_a_pool_of_one_kind_is_that_kind():
         assert np.array_equal(pool.quantile(levels), one.quantile(levels))
 
 
-def test_a_distribution_is_its_own():
+def test_a_distribution_is_a_copy_of_its_samples():
     values = np.array([0.1, 0.2])
     table = dc.TTFTDistribution.from_quantiles([0.5, 1], values)
     values[1] = 99

@@ -108,7 +108,7 @@ def test_summary_quantiles_are_samples():
     assert found == [50.5, 50, 95, 99]
 
 
-def test_the_budget_used_is_the_scarce_ends_share():
+def test_the_budget_used_is_the_constrained_endpoints_share():
     load = dc.Workload(np.zeros(3), [10, 20, 30], [1, 1, 1])
     ttft = dc.TTFTDistribution([0.5])
     server, device = dc.ServerProfile(ttft, 50.0), dc.DeviceProfile(1000.0, 10.0, startup=0.1)
@@ -121,7 +121,7 @@ def test_the_budget_used_is_the_scarce_ends_share():
     assert alone.server_share == 0.0
 
 
-def test_a_free_end_is_free():
+def test_an_endpoint_without_prices_is_free():
     load = dc.Workload([0.0], [5], [7])
     server, device = dc.ServerProfile(dc.TTFTDistribution([0.5]), 50.0), dc.DeviceProfile(1.0, 10.0)
     prices = dc.CostModel(0, 0.5e-6, 0, 0)
@@ -175,7 +175,7 @@ def test_bad_replacements_are_named():
 
 
 @pytest.mark.parametrize("rate", [3.3, 4.8, 8.0, 10.0])
-def test_an_end_as_fast_as_its_reader_is_never_late(rate):
+def test_an_endpoint_as_fast_as_its_reader_is_never_late(rate):
     load, ttft = dc.Workload([0.0], [4], [100]), dc.TTFTDistribution([1.0])
     rule = dc.MigrationRule(PRICES, dc.LengthDistribution.of([100]), ttft, dc.DeviceProfile(9, 9), reading_rate=rate)
     server, device = dc.ServerProfile(ttft, rate), dc.DeviceProfile(9, 9)

@@ -65,7 +65,7 @@ def test_workload_and_histogram():
         ((0, 0, 0, 0), None),
     ],
 )
-def test_prices_decide_which_end_is_scarce_or_refuse(prices, expected):
+def test_prices_decide_which_endpoint_is_constrained_or_refuse(prices, expected):
     model = dc.CostModel(*(p * 1e-6 for p in prices))
     if expected:
         assert model.constraint is expected

@@ -198,7 +198,7 @@ def test_a_server_that_answers_questions_without_an_end_is_left():
 
 
 @pytest.mark.parametrize("home", [native, openai])
-def test_a_server_that_hangs_delays_neither_the_next_token_nor_for_long_the_end(home):
+def test_a_server_that_hangs_delays_neither_the_next_token_nor_for_long_the_answers_end(home):
     """The server sends a token and then nothing any more, nor the end of a request it was asked to stop."""
     over = threading.Event()
     first = piece("a", [97], 1) if home is native else spoken("a")
@@ -221,7 +221,7 @@ def test_a_server_that_hangs_delays_neither_the_next_token_nor_for_long_the_end(
         over.set()
     assert [token.source for token in record.tokens] == [dc.End.SERVER] + [dc.End.DEVICE] * 4
     assert str(record.failures[0]) == "there: sent no token for 0.3 s"
-    assert 0.3 <= at[1] - at[0] < 2.0  # it does not wait for the end it left
+    assert 0.3 <= at[1] - at[0] < 2.0  # it does not wait for the endpoint it left
     assert ended_s < 8.0  # nor does the answer's end for longer than that takes to be given up
     if home is native:
         assert (server.unconfirmed, record.unconfirmed) == (1, [1, 0])
@@ -250,7 +250,7 @@ def test_a_server_that_hangs_is_asked_once_how_long_a_prompt_is():
     assert endpoint.estimated == 51
 
 
-# --- a model file, and a server of our own
+# --- a model file, and a local server
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def test_events_do_not_depend_on_where_bytes_are_cut(texts, newline, data):
     assert [json.loads(data) for _, data in found] == texts
 
 
-def test_a_line_without_an_end_is_not_kept_for_ever():
+def test_a_line_without_an_end_is_not_buffered_for_ever():
     reader = Events()
     with pytest.raises(ValueError, match="too long"):
         [list(reader.feed(b"x" * 100_000)) for _ in range(100)]
@@ -78,7 +78,7 @@ def test_a_budget_that_ends_within_a_character_keeps_the_count():
     assert [(token.text, token.id) for token in tokens] == [("a", 97), ("", None), ("", None)]
 
 
-def test_a_character_begun_by_the_other_end_is_completed():
+def test_a_character_begun_by_the_other_endpoint_is_completed():
     first, *rest = "🌱".encode()
     answer = events(
         *(piece("\ufffd", [id], i + 1) for i, id in enumerate(rest)), piece("!", [33], 4), piece("", [], 4, "eos")
@@ -208,7 +208,7 @@ def test_closing_waits_until_the_server_says_that_the_slot_is_free():
     assert len(polls) == 5
 
 
-def test_a_server_that_is_gone_does_not_keep_the_other_end_from_answering():
+def test_a_server_that_is_gone_does_not_keep_the_other_endpoint_from_answering():
     with serving(events(), FACTS) as url:
         server = LlamaServerEndpoint(url, name="there")
     device = ReplayEndpoint(0.01, [0.001], 4, vocabulary=server.vocabulary)

@@ -1,4 +1,4 @@
-"""The real model in both its homes: in this process and in a server of our own."""
+"""The real model in this process and behind a local server."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ from tests.helpers.loopback import KEY, collect, prefix
 ROOT = Path(dc.__file__).parents[1]
 
 
-# --- a model file, and a server of our own
+# --- the local server
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ LONG = build("Tell me more about the garden. " * 120)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("prompt", [GARDEN, EMOJI])
-def test_both_homes_of_the_model_speak_one_vocabulary_and_continue_exactly(device, there, prompt):
+def test_both_endpoints_of_the_model_share_a_vocabulary_and_continue_exactly(device, there, prompt):
     assert device.vocabulary == there.vocabulary
     assert device.count(prompt) == there.count(prompt)
 
@@ -112,7 +112,7 @@ def test_the_end_of_the_turn_is_no_token(device, there):
 
 
 @pytest.mark.slow
-def test_a_hand_over_between_real_ends_is_exact(device, there):
+def test_a_hand_over_between_real_endpoints_is_exact(device, there):
     """A stream that moves from the device to the server: the server's tokens are those of a direct call."""
     rule = dc.MigrationRule(
         dc.CostModel(0.0, 0.0, 0.0, 1e-6),

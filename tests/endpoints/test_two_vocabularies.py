@@ -1,4 +1,4 @@
-"""Two real models of different vocabularies: an answer moves between them as text, and the seam is exact.
+"""Two real models of different vocabularies: an answer migrates between them as text and continues exactly.
 
 The other model is the extra `second-model`.
 """
@@ -54,7 +54,7 @@ class InEachOnesWords(dc.MigrationRule):
 
 
 def rule_to(target, names, at):
-    """Towards an end whose tokens cost nothing, after `at` tokens."""
+    """Towards an endpoint whose tokens cost nothing, after `at` tokens."""
     cost = dc.CostModel(0.0, 0.0, 0.0, 1e-6) if target is dc.End.SERVER else dc.CostModel(0.0, 1e-6, 0.0, 0.0)
     device, ttft = dc.DeviceProfile(100.0, 100.0), dc.TTFTDistribution([0.1])
     rule = InEachOnesWords(cost, dc.LengthDistribution([LENGTH], [1]), ttft, device)
@@ -84,7 +84,7 @@ async def answered(words, ends, target, at):
 @pytest.mark.parametrize("target", dc.End)
 @pytest.mark.parametrize("source_is_gemma", [True, False])
 def test_text_goes_on_without_a_repeated_or_lost_character(ends, words, target, source_is_gemma):
-    """Both directions, each model as either end, the seam at many places, within a character among them."""
+    """Both directions, each model as either endpoint, hand-over at many tokens, some within a character."""
     smollm2, gemma = ends
     source, reader = (gemma, smollm2) if source_is_gemma else (smollm2, gemma)
     pair = (reader, source) if target is dc.End.SERVER else (source, reader)

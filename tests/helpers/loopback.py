@@ -1,4 +1,4 @@
-"""Small servers on this machine that misbehave as told, and what the endpoints make of them."""
+"""Small servers on this machine that fail in a chosen way, and what the endpoints make of them."""
 
 import asyncio
 import contextlib

@@ -5,7 +5,7 @@ import math
 
 
 def race(server_delay, device_delay, server_ttft, device_ttft):
-    """One request: (ttft, winner, ends started). Tokens of an instant come before starts, the server's first."""
+    """One request: (TTFT, winner, endpoints started). Tokens of an instant come before starts, the server's first."""
     ttft = {"server": server_ttft, "device": device_ttft}
     events = [(server_delay, 2, "server"), (device_delay, 3, "device")]
     heapq.heapify(events)

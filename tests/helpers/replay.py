@@ -1,4 +1,4 @@
-"""An end that replays a timeline: the tokens are the integers 0, 1, 2, ..., so that a lost one is seen."""
+"""An endpoint that replays a timeline: the tokens are the integers 0, 1, 2, ..., so that a lost one is noticed."""
 
 import asyncio
 from bisect import bisect_right
@@ -12,7 +12,7 @@ from disco_core.errors import CutError, ProtocolError, RefusedError
 
 
 class Failure(Enum):
-    """How a replayed end goes wrong; `at` says at which of its tokens, counted from 0 in the whole answer."""
+    """How a replayed endpoint fails; `at` says at which of its tokens, counted from 0 in the complete answer."""
 
     REFUSE = "takes no connection"
     RATE_LIMIT = "429 with Retry-After"

@@ -26,7 +26,7 @@ prices = st.integers(0, 6).map(lambda p: p * 1e-6)
 
 @st.composite
 def plans(draw: st.DrawFn) -> dc.DispatchPlan:
-    """Any policy of the house, and free-form plans that no policy makes."""
+    """Any policy of disco_core, and free-form plans that no policy makes."""
     budget, seen = draw(budgets), np.array(draw(lengths))
     kind = draw(st.sampled_from(["server", "device", "stochastic", "both", "D", "S", "free"]))
     constraint = draw(st.sampled_from(dc.Constraint))

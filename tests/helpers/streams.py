@@ -31,7 +31,7 @@ failures = st.none() | st.sampled_from(Failure)
 
 
 class Hung(ReplayEndpoint):
-    """An end that takes `cancel_s` to confirm that it stopped, whatever else goes wrong."""
+    """An endpoint that takes `cancel_s` to confirm that it stopped, whatever else fails."""
 
     async def tokens(self, prefix):
         try:

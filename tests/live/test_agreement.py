@@ -63,7 +63,7 @@ def test_waiting_and_measuring_record_the_same_times(l, length, first, plan, rul
     assert recorded[0] == recorded[1]
 
 
-def test_how_late_a_wake_up_came_is_a_column_of_its_own():
+def test_how_late_a_wake_up_came_is_recorded_apart_from_the_release():
     """A reader who is slow to come back is late, and the times of release stay what they were."""
     server, device = ends(0.1, 5)
     live = stream([0], plan=dc.plan_server_only(), server=server, device=device, max_tokens=5)

@@ -20,7 +20,7 @@ from tests.helpers.streams import MS, Hung, collect, ends
 
 
 @given(st.integers(1, 12), MS, plans(), st.none() | rules(), st.floats(0, 0.4))
-def test_the_readers_cancel_ends_both_ends(l, first, plan, rule, after):
+def test_the_readers_cancel_ends_both_endpoints(l, first, plan, rule, after):
     server, device = ends(first, 40, fail=Failure.SLOW_CANCEL, cancel_s=0.2)
     live = stream(
         [0] * l, plan=plan, server=server, device=device, rule=rule, max_tokens=40, rng=np.random.default_rng(2)
@@ -39,7 +39,7 @@ def test_the_readers_cancel_ends_both_ends(l, first, plan, rule, after):
     assert live.record.handovers == [one for one in live.record.handovers if one.reason is None]
 
 
-def test_the_readers_cancel_waits_for_a_hung_end_for_a_while_only():
+def test_the_readers_cancel_waits_for_a_hung_endpoint_for_a_while_only():
     server, device = Hung(0.5, [0.125], 80, cancel_s=1e9), ReplayEndpoint(0.25, [0.0625], 80)
     live = stream("hi", plan=dc.plan_server_only(), server=server, device=device, confirm_s=4)
 
@@ -112,7 +112,7 @@ def test_a_failure_that_no_reader_stayed_for_is_not_logged():
 
 @pytest.mark.parametrize("loop", [run, asyncio.run], ids=["virtual", "real"])
 @pytest.mark.parametrize("how", ["break", "raise", "drop", "forget"])
-def test_an_answer_that_is_left_in_any_way_ends_both_ends(loop, how):
+def test_an_answer_that_is_left_in_any_way_ends_both_endpoints(loop, how):
     """Also where nobody closes it, or still knows it: the answer itself would take half an hour."""
     server, device = ends(0.01, 9999, fail=Failure.SLOW_CANCEL, cancel_s=0.05)
     both, rng = dc.plan_stochastic(1.0, dc.Constraint.DEVICE, both=True), np.random.default_rng(0)
@@ -169,7 +169,7 @@ def test_an_answer_left_as_a_context_has_ended(loop):
 
 @given(st.lists(st.floats(0.01, 6), max_size=4), st.none() | st.floats(0.01, 6), st.sampled_from([0.0, 2.0, 1e9]))
 def test_another_cancel_does_not_leave_work_behind(cancels_s, timeout_s, cancel_s):
-    """Cancelled again and again while the ends stop, the reader gets it when they have, or `confirm_s` later."""
+    """Cancelled again and again while the endpoints stop, the reader gets it when they have, or `confirm_s` later."""
     server, device = (Hung(0.1, [0.02], 9999, cancel_s=cancel_s, name=name) for name in ("server", "device"))
     both, rng = dc.plan_stochastic(1.0, dc.Constraint.DEVICE, both=True), np.random.default_rng(0)
     live = stream([0], plan=both, server=server, device=device, max_tokens=9999, rng=rng, confirm_s=4.0)

@@ -44,7 +44,7 @@ def test_nothing_is_lost_repeated_or_reordered(l, length, first, plan, rule, ser
     assert (record.error is error) or error is None
     assert (server.running, device.running) == (0, 0)
     assert record.prefill == [server.prefilled, device.prefilled]
-    # each end counted for itself; not charged is one token of a loser: at the winner's own instant, or, where the
+    # each endpoint counted for itself; not charged is one token of a loser: at the winner's instant, or, where the
     # rule keeps it, the one that tells that its prefill has ended
     uncharged = [server.made - record.decode[0], device.made - record.decode[1]]
     assert uncharged in ([0, 0], [0, 1], [1, 0])
@@ -62,7 +62,7 @@ def test_nothing_is_lost_repeated_or_reordered(l, length, first, plan, rule, ser
 
 
 @pytest.mark.parametrize(("cancel_s", "confirmed_s"), [(0.0, 0.0), (3.0, 3.0), (1e6, 5.0)])
-def test_a_stalled_end_is_left_at_once_however_long_it_takes_to_confirm(cancel_s, confirmed_s):
+def test_a_stalled_endpoint_is_left_at_once_however_long_it_takes_to_confirm(cancel_s, confirmed_s):
     server = Hung(0.5, [0.125], 8, fail=Failure.STALL, at=3, cancel_s=cancel_s, name="server")
     device = ReplayEndpoint(0.25, [0.0625], 8, name="device")
     live = stream(
@@ -85,7 +85,7 @@ def test_a_stalled_end_is_left_at_once_however_long_it_takes_to_confirm(cancel_s
     assert str(live.record.failures[0]) == "server: sent no token for 2 s"
 
 
-def test_an_end_that_never_answers_is_named_within_its_deadline():
+def test_an_endpoint_that_never_answers_is_named_within_its_deadline():
     def silent(name):
         return Hung(1e9, [1.0], 8, cancel_s=1e9, name=name)
 
@@ -119,8 +119,8 @@ def test_the_same_token_again_and_again_is_a_stall():
     assert "sent no token for 3 s" in str(live.record.failures[0])
 
 
-@pytest.mark.parametrize("hop", [False, True])
-def test_an_end_that_breaks_while_it_stops_is_not_confirmed_and_harms_nobody(hop):
+@pytest.mark.parametrize("delayed", [False, True])
+def test_an_endpoint_that_breaks_while_it_stops_is_unconfirmed_and_the_answer_complete(delayed):
     class Broken(ReplayEndpoint):
         async def tokens(self, prefix):
             try:
@@ -131,7 +131,7 @@ def test_an_end_that_breaks_while_it_stops_is_not_confirmed_and_harms_nobody(hop
 
     both, rng = dc.plan_stochastic(1.0, dc.Constraint.DEVICE, both=True), np.random.default_rng(0)
     server, device = Broken(0.9, [0.125], 8), ReplayEndpoint(0.25, [0.0625], 8)
-    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if hop else server
+    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if delayed else server
     live = stream("hi", plan=both, server=far, device=device, max_tokens=8, wait=False, rng=rng)
     tokens, error = run(collect(live))
     assert (len(tokens), error) == (8, None)
@@ -142,7 +142,7 @@ class OfItsOwn(BaseException):
     """Nothing that `except Exception` catches."""
 
 
-@pytest.mark.parametrize("hop", [False, True])
+@pytest.mark.parametrize("delayed", [False, True])
 @pytest.mark.parametrize(
     ("raised", "told"),
     [
@@ -152,7 +152,7 @@ class OfItsOwn(BaseException):
         (dc.CutError("server", "oh"), "oh"),
     ],
 )
-def test_whatever_an_end_raises_the_other_goes_on_at_once(raised, told, hop):
+def test_whatever_an_endpoint_raises_the_other_goes_on_at_once(raised, told, delayed):
     class Raising(ReplayEndpoint):
         async def tokens(self, prefix):
             async for token in super().tokens(prefix):
@@ -161,7 +161,7 @@ def test_whatever_an_end_raises_the_other_goes_on_at_once(raised, told, hop):
                 yield token
 
     server, device = Raising(0.5, [0.125], 8, name="server"), ReplayEndpoint(0.25, [0.0625], 8)
-    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if hop else server
+    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if delayed else server
     live = stream("hi", plan=dc.plan_server_only(), server=far, device=device, max_tokens=8, wait=False)
     tokens, error = run(collect(live))
     assert (len(tokens), error) == (8, None)
@@ -224,10 +224,10 @@ def test_an_endpoint_that_is_written_wrongly_fails_as_any_other(kind, first, wor
     assert (len(run(collect(both))[0]), both.record.failures[0].endpoint) == (8, "server")
 
 
-@pytest.mark.parametrize("hop", [False, True])
-def test_an_end_that_gives_nothing_where_a_token_should_be_is_no_end_of_the_answer(hop):
+@pytest.mark.parametrize("delayed", [False, True])
+def test_an_endpoint_that_yields_none_has_not_ended_the_answer(delayed):
     server, device = saying(None)(0.5, [0.125], 8, name="server"), ReplayEndpoint(0.25, [0.0625], 8)
-    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if hop else server
+    far = LastHop(server, dc.TTFTDistribution([0.125]), seed=0) if delayed else server
     live = stream("hi", plan=dc.plan_server_only(), server=far, device=device, max_tokens=8, wait=False)
     tokens, error = run(collect(live))
     assert (len(tokens), error) == (8, None)
@@ -236,7 +236,7 @@ def test_an_end_that_gives_nothing_where_a_token_should_be_is_no_end_of_the_answ
 
 @pytest.mark.parametrize("what", ["undelivered", "prefilled"])
 @pytest.mark.parametrize("told", [ValueError("lost count"), "many", -1])
-def test_an_end_that_cannot_tell_how_far_it_is_answers_and_is_charged(what, told):
+def test_an_endpoint_that_cannot_tell_how_far_it_is_answers_and_is_charged(what, told):
     def tell(_):
         if isinstance(told, Exception):
             raise told
@@ -505,7 +505,7 @@ def test_a_record_is_plain_values():
     assert plain["failures"] == [str(live.record.failures[0])]
 
 
-def test_a_prompt_over_one_context_goes_to_the_other_end_and_over_both_is_an_error_that_names_them():
+def test_a_prompt_over_one_context_goes_to_the_other_endpoint_and_over_both_is_an_error_that_names_them():
     for plan in (dc.plan_server_only(), dc.plan_device_only()):
         server, device = ends(0.1, 9, context=64)
         live = stream([0] * 60, plan=plan, server=server, device=device, max_tokens=9, wait=False)

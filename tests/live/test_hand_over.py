@@ -25,7 +25,7 @@ def test_ids_move_between_equal_vocabularies_only(vocabulary):
     moved = server.seen[0].generated
     assert [token.text for token in moved] == [token.text for token in tokens[:at]]
     assert [token.id for token in moved] == (list(range(at)) if vocabulary == "integers" else [None] * at)
-    text = "".join(token.text for token in moved)  # in which the replayed end counts every character
+    text = "".join(token.text for token in moved)  # in which the replayed endpoint counts every character
     assert live.record.prefill == [20 + (at if vocabulary == "integers" else len(text)), 20]
 
 
@@ -57,7 +57,7 @@ class Refined(dc.MigrationRule):
         return prompt[len(prompt) // 2 :] if end is dc.End.DEVICE else prompt
 
 
-def test_the_rule_builds_the_prompt_of_each_end():
+def test_the_rule_builds_the_prompt_of_each_endpoint():
     cost = dc.CostModel(1e-6, 1e-6, 0, 1e-7)
     rule = Refined(cost, dc.LengthDistribution([200], [1]), dc.TTFTDistribution([0.3]), DEVICE)
     server, device = ends(0.05, 100)
@@ -87,7 +87,7 @@ def test_a_refused_hand_over_says_why():
         assert word in live.record.refusals[0]
 
 
-def test_text_that_is_read_again_has_one_bos():
+def test_text_that_is_prefilled_again_has_one_bos():
     class Opened(ReplayEndpoint):
         def count(self, prompt):
             return 1 + len(prompt)
@@ -99,7 +99,7 @@ def test_text_that_is_read_again_has_one_bos():
     assert live.record.prefill == [4, 1 + len("four 0 1 2")]
 
 
-def test_each_end_is_asked_once_how_long_its_prompt_is():
+def test_each_endpoint_counts_its_prompt_once():
     class Counting(ReplayEndpoint):
         def count(self, prompt):
             asked.append(self.name)

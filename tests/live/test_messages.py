@@ -1,4 +1,4 @@
-"""A prompt may be messages: each end puts them in its own model's chat template, and hand-overs go on in its turn."""
+"""A prompt may be messages: each endpoint puts them in its model's chat template, and hand-overs continue it."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ WORDS = sum(len(one["content"]) for one in CHAT) + len(CHAT) - 1
 # --- what a stream makes of them
 
 
-def test_both_ends_are_given_the_messages_whatever_their_vocabularies():
+def test_both_endpoints_are_given_the_messages_whatever_their_vocabularies():
     server = ReplayEndpoint(0.25, [0.125], 8, fail=Failure.DIE, at=3, vocabulary="other")
     device = ReplayEndpoint(0.25, [0.125], 8)
 
@@ -43,8 +43,8 @@ def test_both_ends_are_given_the_messages_whatever_their_vocabularies():
     assert record.prefill == [WORDS, WORDS + len("0 1 2 ")]
 
 
-def test_messages_are_the_callers_own():
-    """What is changed after the call does not reach the ends."""
+def test_messages_are_copied():
+    """What is changed after the call does not reach the endpoints."""
     server, device = (ReplayEndpoint(0.25, [0.125], 3) for _ in range(2))
     mine = [dict(one) for one in CHAT]
     live = dc.stream(mine, plan=dc.plan_server_only(), server=server, device=device, max_tokens=3, wait=False)
@@ -74,7 +74,7 @@ class Shortens(dc.MigrationRule):
         return prompt
 
 
-def test_what_an_end_or_a_rule_does_to_them_the_other_end_does_not_see():
+def test_what_an_endpoint_or_a_rule_does_to_messages_the_other_endpoint_does_not_see():
     cost, lengths = dc.CostModel(0.0, 0.0, 0.0, 1e-6), dc.LengthDistribution([60], [1])
     rule = Shortens(cost, lengths, dc.TTFTDistribution([0.1]), dc.DeviceProfile(500.0, 25.0))
     for server, moves in ((Opens(0.25, [0.125], 8), None), (ReplayEndpoint(0.25, [0.125], 8, at=3), rule)):
@@ -116,13 +116,13 @@ def test_what_an_end_or_a_rule_does_to_them_the_other_end_does_not_see():
         ([{"role": "user", "content": "\ud800"}], "a list of messages"),
     ],
 )
-def test_what_are_no_messages_is_said_at_once(bad, word):
+def test_what_are_no_messages_is_named_at_once(bad, word):
     server, device = (ReplayEndpoint(0.25, [0.125], 3) for _ in range(2))
     with pytest.raises(dc.InputError, match=f"^prompt must .*{word}"):
         dc.stream(bad, plan=dc.plan_server_only(), server=server, device=device)
 
 
-def test_an_end_that_cannot_use_them_is_left_for_the_other():
+def test_an_endpoint_that_cannot_use_messages_is_left_for_the_other():
     """A server whose template knows no system message; the count is an estimate then."""
 
     def answer(handler):
@@ -143,7 +143,7 @@ def test_an_end_that_cannot_use_them_is_left_for_the_other():
     assert estimated > 0
 
 
-# --- what each kind of end makes of them
+# --- what each kind of endpoint makes of them
 
 
 def test_the_native_server_is_asked_for_its_template_once():
@@ -215,7 +215,7 @@ def ends():
 
 
 @pytest.mark.slow
-def test_both_homes_of_the_model_build_the_same_prompt_and_so_does_the_servers_chat(ends):
+def test_both_endpoints_of_the_model_build_the_same_prompt_and_so_does_the_servers_chat(ends):
     """The server's own chat API is asked for tokens, so that its template is held against ours from outside."""
     server, device = ends
 
@@ -241,7 +241,7 @@ def test_both_homes_of_the_model_build_the_same_prompt_and_so_does_the_servers_c
 
 
 @pytest.mark.slow
-def test_an_answer_to_messages_moves_and_the_seam_is_exact(ends):
+def test_an_answer_to_messages_migrates_and_continues_exactly(ends):
     server, device = ends
     rule = dc.MigrationRule(
         dc.CostModel(0.0, 0.0, 0.0, 1e-6),

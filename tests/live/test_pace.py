@@ -21,7 +21,7 @@ RULE = dc.MigrationRule(
 
 
 async def reader(number):
-    """One of them: it starts some time within a second, races two ends, moves to the server, reads 8 to 10 tokens."""
+    """One of them: it starts within a second, races two endpoints, migrates to the server, reads 8 to 10 tokens."""
     length = 8 + number % 3
     server = ReplayEndpoint(0.20 + number % 7 / 100, [0.02], length, name="server")
     device = ReplayEndpoint(0.15 + number % 5 / 100, [0.04], length, name="device")
@@ -45,7 +45,7 @@ def waited_s():
 
 @pytest.mark.slow
 def test_500_streams_in_one_thread_hold_the_pace():
-    """P99 of how late a token came, at 4.8 tokens/s each: the best of at most five runs on a core of our own.
+    """P99 of how late a token came, at 4.8 tokens/s each: the best of at most five runs on an idle core.
 
     A loop that cannot keep up is late in every run. Where none was in time, and others kept this thread from its
     core for over 2 % of each of them, nothing is known, and the test is skipped.

@@ -40,19 +40,19 @@ def test_live_runs_every_policy_on_both_settings(quick):
     alone = asked[asked.policy == "server only"]
     assert (alone.ttft_s >= alone.held_s).all()
     assert (alone[alone.setting != "raw"].held_s > 0).all()
-    # one answer from two ends is as long as from one, and every token was charged to the end that made it
+    # an answer of two endpoints is as long as of one, and every token was charged to the endpoint that generated it
     assert (asked.tokens <= asked.server_decode + asked.device_decode).all()
     found = verdicts(quick, "live")
     assert set(found) == {"L1", "L2", "L3", "L4"}
     assert found["L4"] == claims.NOT_TESTED
 
 
-def test_migration_saves_and_the_seam_is_exact(quick):
+def test_migration_saves_and_a_hand_over_is_exact(quick):
     cells = pd.read_csv(quick / "migration_cost.csv")
     assert len(cells) == 4 * 3 * 2 * 3  # services, phones, constraints, budgets in small
     assert cells.saving.between(0, 100).all()
     assert verdicts(quick, "migration").keys() == {"D3", "D5", "D5a", "D6", "D6a", "D11", "L5"}
-    assert pd.read_csv(quick / "migration_seams.csv").exact.all()
+    assert pd.read_csv(quick / "migration_exactness.csv").exact.all()
     assert "this machine" not in (quick / "migration_cost.csv").read_text()
 
 
@@ -97,7 +97,7 @@ def test_what_measures_leaves_a_folder_that_is_read_and_judges_nothing(tmp_path,
     assert found.disturbed == "measured in its quick size, which is too small to judge"
 
 
-def test_the_reference_is_whole_small_and_of_the_full_size():
+def test_the_reference_is_complete_small_and_of_the_full_size():
     for name in reference.NAMES:
         assert store.read(MEASURED, name).disturbed == ""
     size = sum(path.stat().st_size for path in MEASURED.rglob("*") if path.is_file())
@@ -113,7 +113,7 @@ def test_chat_answers_where_nobody_is_there(quick):
     assert re.search(r"\b\d+ tokens by the (device|server)", printed)
 
 
-def test_live_asks_a_server_with_a_key_and_does_not_tell_it(tmp_path, monkeypatch):
+def test_live_uses_a_server_with_a_key_and_never_shows_it(tmp_path, monkeypatch):
     key = "sk-a-key-that-must-not-appear"
     with LocalServer(smollm2_path(), api_key=key) as local:
         monkeypatch.setenv("OPENAI_API_KEY", key)

@@ -97,7 +97,7 @@ def test_chat_stops_nothing(project):
 
 
 @pytest.mark.parametrize("target", ["figures", "reproduce", "quick", "reference"])
-def test_a_second_make_is_told_in_one_line(project, target):
+def test_a_second_make_at_once_is_one_line(project, target):
     (project / "build").mkdir()
     with (project / "build" / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -115,7 +115,7 @@ def test_the_lock_is_held_as_long_as_the_command_runs(project):
     assert "another make is at work in build/; wait for it, or stop it" in done.stderr
 
 
-def test_a_command_that_there_is_not_is_told(capsys):
+def test_an_unknown_command_is_reported(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["nonsense"])
     assert caught.value.code == 2

@@ -119,7 +119,7 @@ def test_protected_tokens_are_those_that_touch_a_protected_piece():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["photosynthesis of 🌱🚀 in 東京", " " * 200 + "end"])
-def test_a_token_across_the_seam_is_protected_wherever_the_pieces_part(text):
+def test_a_token_across_two_pieces_is_protected_wherever_they_part(text):
     """Against one byte after the other: a token is protected if any of its bytes is."""
     vocabulary = model.tokenizer()
     whole = vocabulary.tokenize(text.encode(), add_bos=False, special=True)
@@ -128,11 +128,11 @@ def test_a_token_across_the_seam_is_protected_wherever_the_pieces_part(text):
         for first in (True, False):
             ids, mask = protected_spans([(text[:cut], first), (text[cut:], not first)], vocabulary)
             assert ids.tolist() == whole
-            at, seam = 0, len(text[:cut].encode())
+            at, boundary = 0, len(text[:cut].encode())
             for i, spelling in enumerate(spellings or []):
                 places = range(at, at + len(spelling))
                 at += len(spelling)
-                assert mask[i] == any((place < seam) == first for place in places)
+                assert mask[i] == any((place < boundary) == first for place in places)
 
 
 class WithBOS:

@@ -13,7 +13,7 @@ from disco_core.systems.pd_device.timing import Settings, choose, simulate_pd
 
 DEVICE = dc.DeviceProfile(prefill_rate=50.0, decode_rate=20.0, startup=0.1)
 
-# round values beside arbitrary ones, so that ends meet at the same instant
+# round values beside arbitrary ones, so that endpoints meet at the same instant
 lengths = st.integers(1, 8192)
 firsts_s = st.sampled_from([0.1, 0.2, 0.5, 1.0, 4.0]) | st.floats(0.05, 10)
 tokens_s = st.sampled_from([0.01, 0.02, 0.05]) | st.floats(0.005, 0.1)

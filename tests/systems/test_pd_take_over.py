@@ -1,4 +1,4 @@
-"""P/D-Device on replayed ends under a virtual clock: nothing is lost, the pace is even and never above its limit."""
+"""P/D-Device on replayed endpoints under a virtual clock: no token is lost, the pace is even and within its limit."""
 
 import asyncio
 import dataclasses
@@ -37,7 +37,12 @@ class Slot(ReplayEndpoint):
 
 def device_of(profile, length, kind=ReplayEndpoint, **options):
     return kind(
-        lambda n: float(profile.ttft(n)), [1 / profile.decode_rate], length, name="device", prefix_cache=True, **options
+        lambda n: float(profile.ttft(n)),
+        [1 / profile.decode_rate],
+        length,
+        name="device",
+        prefix_cache=True,
+        **options,
     )
 
 
@@ -77,7 +82,7 @@ def test_the_cloud_sends_what_the_device_needs_and_the_reader_sees_an_even_strea
     assert record.handovers[0].time_s == pytest.approx(0.66)  # since when the slot is free
 
 
-def test_the_refined_prompt_is_read_from_the_first_token_on():
+def test_the_refined_prompt_is_prefilled_from_the_first_token_on():
     rule = TakeOver(PHONE, 0.01, 0.1, 0.5, refine=lambda prompt: prompt[:50])
     server, device = ReplayEndpoint(0.5, [0.01], 100, name="server"), device_of(PHONE, 100)
     record, tokens, error = answer(rule, server, device)
@@ -111,7 +116,7 @@ def test_the_cloud_sends_more_to_a_device_that_is_slower_than_it_was_taken_for()
     assert max(gaps(record.tokens)) <= 0.1 + 1e-9
 
 
-def test_a_device_that_slows_down_makes_the_cloud_be_asked_for_more_before_the_pace_breaks():
+def test_a_device_that_slows_down_makes_the_cloud_send_more_before_the_pace_breaks():
     for spare, at in ((0.0, 17), (0.5, 30)):
         record, server = late(ReplayEndpoint, from_token=100, rule=dataclasses.replace(RULE, spare=spare))
         assert record.migrated_at == at  # all was well then
@@ -120,7 +125,7 @@ def test_a_device_that_slows_down_makes_the_cloud_be_asked_for_more_before_the_p
         assert max(gaps(record.tokens)) < 0.1 + RULE.resume_s / 2  # not in full: it is always slower than it has been
 
 
-def test_a_late_device_that_does_not_tell_is_noticed_when_it_is_overdue():
+def test_a_late_device_that_reports_nothing_is_noticed_when_it_is_overdue():
     record, server = late(Mute)
     assert record.migrated_at == 17
     assert len(server.seen) == 2
@@ -180,7 +185,7 @@ def test_a_refinement_that_fails_leaves_the_answer_to_the_cloud(refine, word):
 
 
 @pytest.mark.parametrize("lacking", ["prefix_cache", "continues"])
-def test_an_end_that_cannot_go_on_from_what_it_has_read_is_refused(lacking):
+def test_an_endpoint_that_cannot_go_on_from_what_it_has_read_is_refused(lacking):
     server, device = ReplayEndpoint(0.5, [0.01], 60, name="server"), device_of(PHONE, 60)
     setattr(device, lacking, False)
     record, tokens, error = answer(RULE, server, device, length=60)
@@ -188,7 +193,7 @@ def test_an_end_that_cannot_go_on_from_what_it_has_read_is_refused(lacking):
     assert len(record.refusals) == 1
 
 
-def test_a_device_that_was_never_started_has_read_nothing():
+def test_a_device_that_was_never_started_has_prefilled_nothing():
     server, device = ReplayEndpoint(0.5, [0.01], 100, name="server"), device_of(PHONE, 100)
     record, _, error = answer(RULE, server, device, plan=dc.plan_server_only())
     assert error is None

@@ -70,7 +70,7 @@ class TakeOver(Rule):
         return refined
 
     def decide(self, state: StreamState) -> Decision:
-        """The device prefills, and takes over once the cloud's tokens last until then; if late, the cloud is recalled."""
+        """The device prefills, and takes over once the cloud's tokens last; if it is late, the cloud is recalled."""
         if state.awaited:
             return self._awaits(state)
         if not self._bridged(state):

@@ -212,7 +212,7 @@ def replay(run: LiveRun, replicates: int) -> tuple[pd.DataFrame, dict[str, float
     again = run.pairs.loc[run.pairs.index.repeat(repeat)]
     hop, n = traces.service(run.service).ttft, len(again)
     x = hop.sample(n, np.random.default_rng([run.seed, 11])) if run.emulated else np.zeros(n)
-    f = scenario.behind_last_hop(hop, run.calibration.server_s) if run.emulated else run.server_ttft
+    f = scenario.with_network_delay(hop, run.calibration.server_s) if run.emulated else run.server_ttft
     recorded_s = np.stack([np.maximum(x, again.server_s), again.device_s])
     drawn_s = np.maximum(x, run.server_ttft.sample(n, np.random.default_rng([run.seed, 14])))
     asked = Workload(np.zeros(n), again.prompt_tokens, np.ones(n, int))

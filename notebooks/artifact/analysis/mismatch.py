@@ -225,13 +225,13 @@ class Mismatch:
         assert with_rule.cost_without is not None
         assert with_rule.qoe is not None
         assert without.qoe is not None
-        moved = with_rule.migrated_at > 0
-        buffer: Floats = rule.buffer_needed(load.prompt_tokens, with_rule.migrated_at) + 0.0 * moved
+        migrated = with_rule.migrated_at > 0
+        buffer: Floats = rule.buffer_needed(load.prompt_tokens, with_rule.migrated_at) + 0.0 * migrated
         return {
-            "moved": moved.mean(),
+            "migrated": migrated.mean(),
             "saved": 100 * (1 - with_rule.cost.sum() / with_rule.cost_without.sum()),
-            "buffer": buffer[moved].mean() if moved.any() else np.nan,
-            "delayed": with_rule.delay_num[moved].mean() if moved.any() else np.nan,
+            "buffer": buffer[migrated].mean() if migrated.any() else np.nan,
+            "delayed": with_rule.delay_num[migrated].mean() if migrated.any() else np.nan,
             "qoe_lost": without.qoe.mean() - with_rule.qoe.mean(),
         }
 
@@ -267,7 +267,7 @@ def largest(factors: Iterable[tuple[str, str, pd.DataFrame]]) -> pd.DataFrame:
         rows[factor, world] = runs.groupby("constrained")[["deviation", "p99_excess"]].max().stack()
     columns = pd.MultiIndex.from_product([["device", "server"], ["deviation", "p99_excess"]])
     table = pd.DataFrame(rows).T.reindex(columns=columns).round(6) + 0.0
-    table.columns = [f"{number}, {end}" for end, number in columns]
+    table.columns = [f"{number}, {endpoint}" for endpoint, number in columns]
     return table.rename_axis(["factor", "world"]).reset_index()
 
 

@@ -1,4 +1,4 @@
-"""What the public traces show, as tables: TTFT, lengths, what tokens cost a phone, and which endpoint is constrained."""
+"""What the public traces show: TTFT, lengths, what tokens cost a phone, and which endpoint is constrained."""
 
 from collections.abc import Mapping
 

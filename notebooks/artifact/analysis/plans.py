@@ -24,12 +24,13 @@ def by_length(device_plan: DispatchPlan, server_plan: DispatchPlan, prompts: Len
     device_waits_s           DiSCo-D: seconds until the device starts, mean over the plan's choices
     server_starts            DiSCo-S: 1 where the server starts, at once, as well as the device; 0 where it never does
     """
-    mass = prompts.tokens * prompts.counts
+    mass, chance = prompts.tokens * prompts.counts, device_plan.probability
+    waits_s = np.where(chance > 0, device_plan.delays_s[End.DEVICE], 0.0)  # an infinite one that is never chosen
     return pd.DataFrame(
         {
             "prompt_tokens": prompts.tokens,
             "share_of_prompt_tokens": np.cumsum(mass) / mass.sum(),
-            "device_waits_s": (device_plan.delays_s[End.DEVICE] * device_plan.probability).sum(axis=1),
+            "device_waits_s": (waits_s * chance).sum(axis=1),
             "server_starts": np.isfinite(server_plan.delays_s[End.SERVER, :, 0]).astype(int),
         }
     )

@@ -76,10 +76,10 @@ def output_lengths(longest: int) -> LengthDistribution:
     return LengthDistribution(kept, [int(found.counts[tokens == one].sum()) for one in kept])
 
 
-def behind_last_hop(hop: TTFTDistribution, own_s: ArrayLike) -> TTFTDistribution:
-    """F behind an emulated network: `max(X, own_s)`, X from a public trace, `own_s` the local server's TTFTs."""
-    x = hop.quantile((np.arange(400) + 0.5) / 400)
-    return TTFTDistribution(np.maximum.outer(x, np.asarray(own_s)).ravel())
+def with_network_delay(network_ttft: TTFTDistribution, local_s: ArrayLike) -> TTFTDistribution:
+    """F with an emulated network delay: `max(X, local_s)`, X from a public trace, local_s of the local server."""
+    x = network_ttft.quantile((np.arange(400) + 0.5) / 400)
+    return TTFTDistribution(np.maximum.outer(x, np.asarray(local_s)).ravel())
 
 
 def plans(

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from artifact.analysis.scenario import behind_last_hop, cost_model, output_lengths, plans
+from artifact.analysis.scenario import cost_model, output_lengths, plans, with_network_delay
 from artifact.data import traces
 from artifact.measure.answers import (
     decode_rate,
@@ -164,7 +164,7 @@ class _Session:
         """n prompts under every policy: a piece is one prompt under all policies, one after the other."""
         s, hop = self.settings, self.service.ttft
         lengths = [self.device.count(built) for built in self.built]
-        ttft = own if setting == "raw" else behind_last_hop(hop, own.values_s)
+        ttft = own if setting == "raw" else with_network_delay(hop, own.values_s)
         policies = plans(lengths, ttft, s.budget)
         rules = {constraint: self._rule(constraint, ttft, device) for constraint in Constraint}
         made_for = hashlib.sha256(f"{own.values_s.tolist()} {device}".encode()).hexdigest()[

@@ -21,8 +21,8 @@ def citation(about: Mapping[str, Any]) -> str:
 
 
 def bibliography(every: Iterable[Mapping[str, Any]]) -> str:
-    """BibTeX: an entry for each paper, and one for each exhibit. ArtifactError for a CITATION.cff that is none."""
-    return "\n".join([*map(_paper, papers().values()), *map(_exhibit, every)])
+    """BibTeX: entries for this project, the papers and every exhibit. ArtifactError for a broken CITATION.cff."""
+    return "\n".join([_software(), *map(_paper, papers().values()), *map(_exhibit, every)])
 
 
 def codecheck(every: Iterable[Mapping[str, Any]]) -> str:
@@ -55,6 +55,17 @@ def papers() -> dict[str, dict[str, Any]]:
     return {f"{one['authors'][0]['family-names'].lower()}{one['year']}": one for one in every}
 
 
+def _software() -> str:
+    project = _cff()
+    fields = {
+        "title": f"{{{project['title']}}}",
+        "author": f"{{{project['authors'][0]['name']}}}",
+        "year": str(project["date-released"])[:4],
+        "note": f"version {project['version']}; code {project['license']}, figures and tables CC BY 4.0",
+    }
+    return _entry("misc", "disco-core", fields | ({"url": _address()} if _address() else {}))
+
+
 def _paper(paper: dict[str, Any]) -> str:
     key = next(key for key, one in papers().items() if one is paper)
     fields = {"title": f"{{{paper['title']}}}", "author": " and ".join(map(_name, paper["authors"]))}
@@ -66,7 +77,7 @@ def _paper(paper: dict[str, Any]) -> str:
 def _exhibit(about: Mapping[str, Any]) -> str:
     project = _cff()
     fields = {
-        "title": f"{{{about['title'] or about['stem']}}}",
+        "title": f"{{{about['title']}}}",
         "author": f"{{{project['authors'][0]['name']}}}",
         "year": str(project["date-released"])[:4],
         "howpublished": f"disco-core {project['version']}, exhibit {about['stem']}",

@@ -244,7 +244,7 @@ def _test_median(claim: Claim, values: NDArray[np.float64]) -> tuple[bool, str, 
     slack = 1e-9 * max(1.0, abs(median))
     text = f"{median:.4g}"
     if values.size > 1:
-        text = f"median {median:.4g} of {values.size} ({values.min():.4g} to {values.max():.4g})"
+        text = f"{median:.4g} (median of {values.size}; {values.min():.4g} to {values.max():.4g})"
     bound, side = (low, "below") if median < low else (high, "above")
     return low - slack <= median <= high + slack, text, f"{median:.4g} is {side} {bound:.4g}"
 

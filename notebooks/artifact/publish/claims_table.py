@@ -155,15 +155,15 @@ def text(shown: Sequence[Line], width: int = 110) -> str:
     return "\n".join([table, "", *filled, "", count(shown)])
 
 
-def markdown(shown: Sequence[Line], folder: str = "") -> str:
-    """The table in Markdown, each verdict linked to its exhibit in `folder`."""
+def markdown(shown: Sequence[Line], page: str = "") -> str:
+    """The table in Markdown, each verdict linked to its exhibit on a page, the gallery."""
     rows = []
     for one in shown:
-        linked = f"[{one.shown}]({folder}{one.exhibit}.csv)" if _tested(one) else one.shown
+        linked = f"[{one.shown}]({page}#{one.exhibit})" if _tested(one) else one.shown
         rows.append((f"{one.id} ({one.mark})", one.statement, one.paper, _ours(one), one.place, linked))
-    barred = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    head = ("", "claim", "paper", "ours", "place", "verdict")
-    return str(tabulate(barred, head, tablefmt="pipe", disable_numparse=True)) + "\n"
+    lines = [("", "claim", "paper", "ours", "place", "verdict"), ("---",) * 6, *rows]
+    barred = ([cell.replace("|", r"\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in barred)
 
 
 def headline(shown: Sequence[Line]) -> str:
@@ -172,7 +172,7 @@ def headline(shown: Sequence[Line]) -> str:
     missing = [id for id in HEADLINE if id not in by_id]
     if missing:
         raise ArtifactError(f"data/claims.csv has no claim {', '.join(missing)}, which the README shows")
-    return f"{markdown([by_id[id] for id in HEADLINE], 'figures/')}\n{count(shown)}.\n"
+    return f"{markdown([by_id[id] for id in HEADLINE], 'figures/README.md')}\n{count(shown)}.\n"
 
 
 def _ours(one: Line) -> str:

@@ -37,7 +37,7 @@ POLICIES: dict[str, tuple[str, Any, str]] = {
     "server only": ("#949494", "-.", "s"),
     "device only": ("#ca9161", (0, (6, 2)), "D"),
     "Stoch": ("#de8f05", "--", "v"),
-    "Stoch+": ("#cc78bc", ":", "^"),  # the kinder reading: the cheap end always
+    "Stoch+": ("#cc78bc", ":", "^"),  # the reading that favours the baseline: the other endpoint always
     "DiSCo": ("#0173b2", "-", "o"),
     "cloud only": ("#949494", "-.", "s"),
     "P/D-Device": ("#029e73", (0, (4, 1, 1, 1)), "P"),
@@ -113,8 +113,8 @@ def save(
     kind: Kind,
     source: str,
     parameters: Mapping[str, Any],
-    title: str = "",
-    interpretation: str = "",
+    title: str,
+    interpretation: str,
     out: str | Path = FIGURES,
     data: Iterable[str | Path] | None = None,
     measured: str | Path | None = None,
@@ -139,7 +139,8 @@ def save(
     texts = {"title": title, "caption": caption, "interpretation": interpretation}
     pictures = {f"{stem}.{suffix}": content for suffix, content in _rendered(fig).items()}
     paths = _write(stem, numbers, pictures, texts, folder(out), provenance)
-    _show(fig, pictures[f"{stem}.png"])
+    if _show(fig, pictures[f"{stem}.png"]):
+        _show_texts(texts)
     return paths
 
 
@@ -151,8 +152,8 @@ def save_table(
     kind: Kind,
     source: str,
     parameters: Mapping[str, Any],
-    title: str = "",
-    interpretation: str = "",
+    title: str,
+    interpretation: str,
     numbers: pd.DataFrame | None = None,
     digits: int = 3,
     out: str | Path = FIGURES,
@@ -175,9 +176,8 @@ def save_table(
     files = {f"{stem}.md": markdown.encode(), f"{stem}.tex": latex.encode()}
     paths = _write(stem, table if numbers is None else numbers, files, texts, folder(out), provenance)
     if _kernel() is not None:
-        from IPython.display import Markdown, display
-
-        display(Markdown(markdown))  # type: ignore[no-untyped-call]
+        _show_markdown(markdown)
+        _show_texts(texts)
     return paths
 
 
@@ -194,8 +194,8 @@ def _write(
         raise InputError(f"stem {stem!r} must be lower-case words joined by _, the first its notebook's name")
     if provenance["kind"] not in get_args(Kind):
         raise InputError(f"kind {provenance['kind']!r} must be one of {', '.join(get_args(Kind))}")
-    if numbers.empty or not texts["caption"].strip():
-        raise InputError(f"exhibit {stem} needs a caption and at least one row of numbers")
+    if numbers.empty or not all(text.strip() for text in texts.values()):
+        raise InputError(f"exhibit {stem} needs a title, a caption and an interpretation, and a row of numbers")
     csv = numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
     about = record(stem, csv, texts=texts, **provenance)
     files = files | {f"{stem}.csv": csv}
@@ -237,14 +237,25 @@ def _rendered(fig: Figure) -> dict[str, bytes]:
     return found
 
 
-def _show(fig: Figure, png: bytes) -> None:
+def _show(fig: Figure, png: bytes) -> bool:
     """Show a figure of pyplot's as it was saved, where a notebook runs, in place of drawing it once more."""
     if fig.canvas.manager is None or _kernel() is None:
-        return
+        return False
     from IPython.display import Image, display
 
     display(Image(png, width=round(96 * fig.get_figwidth())))  # type: ignore[no-untyped-call]
     plt.close(fig)
+    return True
+
+
+def _show_texts(texts: Mapping[str, str]) -> None:
+    _show_markdown(f"**{texts['title']}.** {texts['caption']} *{texts['interpretation']}*")
+
+
+def _show_markdown(text: str) -> None:
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))  # type: ignore[no-untyped-call]
 
 
 def _kernel() -> Any:

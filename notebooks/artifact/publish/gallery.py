@@ -22,8 +22,23 @@ This page is written by `make figures`. First every claim and its verdict, then 
 
 {count}.
 
+{glossary}
+
+## Exhibits
+
+A figure is one stem: .svg, .pdf and .png, its numbers as .csv, and as .json its texts and where it comes from
+(notebook, parameters, data, packages). A table is .csv, .md and .tex. All of them are the same bytes on every run.
+*Measured* exhibits are rendered from `data/measured/`: they hold what one machine did, and name it.
+
+To cite one, take the line below it, with the sha256 of its csv, or its entry in [exhibits.bib](exhibits.bib), which
+also has the three papers. Figures are under CC BY 4.0 (LICENSE-figures): use them, and say where they are from.
+"""
+GLOSSARY = """\
 - **DIFFERS**: the claim was tested and came out otherwise; its row in [data/claims.csv](../data/claims.csv) has the
-  rule behind the verdict. **NOT TESTED**: something is missing, such as a key.
+  rule behind the verdict, and `git log -p data/claims.csv` every change of one. **NOT TESTED**: something is missing,
+  such as a key.
+- **ours**: one value, or the median of several with their smallest and largest, in the unit of the claim; for L1,
+  D10a and Q1 the end of a 95 % band, as the rule says.
 - **Mark** (in brackets): P is stated by the paper, N by a secondary summary of it that we could not check, R is
   reconstructed or ours.
 - **paper**: the paper's value, with ± the tolerance of our rule. Where the paper states no number (D10a, D13, D14,
@@ -45,15 +60,6 @@ This page is written by `make figures`. First every claim and its verdict, then 
   gpt-4o-mini's, which is used here, is an estimate from calls that did not stream.
 - **chrF**: F-score of the character n-grams that two texts share. **margin**: the largest loss that would still count
   as no loss (non-inferiority margin).
-
-## Exhibits
-
-A figure is one stem: .svg, .pdf and .png, its numbers as .csv, and as .json its texts and where it comes from
-(notebook, parameters, data, packages). A table is .csv, .md and .tex. All of them are the same bytes on every run.
-*Measured* exhibits are rendered from `data/measured/`: they hold what one machine did, and name it.
-
-To cite one, take the line below it, with the sha256 of its csv, or its entry in [exhibits.bib](exhibits.bib), which
-also has the three papers. Figures are under CC BY 4.0 (LICENSE-figures): use them, and say where they are from.
 """
 _LONGEST = 40  # rows of a table that the page shows; a longer one is linked
 
@@ -77,7 +83,9 @@ def pages(directory: str | Path = FIGURES) -> dict[Path, str]:
     """
     folder, every = ROOT / directory, exhibits(directory)
     claims = [one for one in claims_table.lines(directory) if one.verdict != MISSING]
-    head = _HEAD.format(claims=claims_table.markdown(claims), count=claims_table.count(claims))
+    head = _HEAD.format(
+        claims=claims_table.markdown(claims), count=claims_table.count(claims), glossary=GLOSSARY.rstrip()
+    )
     readme = "\n".join([head, *(_section(one, folder) for one in every)])
     made = {folder / "README.md": readme, folder / "exhibits.bib": cite.bibliography(every)}
     return made | ({ROOT / "codecheck.yml": cite.codecheck(every)} if folder == FIGURES else {})
@@ -101,14 +109,16 @@ def origin(found: Mapping[str, Any]) -> str:
 def _section(about: dict[str, Any], folder: Path) -> str:
     stem = about["stem"]
     links = " · ".join(f"[{name.rpartition('.')[2]}]({name})" for name in [*about["files"], f"{stem}.json"])
-    body = f"![{about['title'] or stem}]({stem}.svg)"
+    body = f"![{about['title']}]({stem}.svg)"
     if f"{stem}.svg" not in about["files"]:
         table = (folder / f"{stem}.md").read_text(encoding="utf-8").rstrip()
         body = (
             table if table.count("\n") <= _LONGEST else f"[{stem}.md]({stem}.md) has {table.count(chr(10)) - 1} rows."
         )
     texts = "\n\n".join(filter(None, [body, about["caption"], about["interpretation"]]))
-    return f"""### {about["title"] or stem}
+    return f"""<a id="{stem}"></a>
+
+### {about["title"]}
 
 {texts}
 
@@ -142,7 +152,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _provenance(path: Path) -> dict[str, Any]:
     try:
-        found = {"title": "", "interpretation": ""} | json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
         texts = [found[name] for name in ("title", "caption", "interpretation", "source", "digest")]
         texts += [found["notebook"]] if found["notebook"] is not None else []
         dicts = [found[name] for name in ("data", "files", "parameters", "packages")]

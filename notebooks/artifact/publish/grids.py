@@ -14,6 +14,7 @@ from seaborn.axisgrid import FacetGrid
 
 from artifact.analysis import bands
 from artifact.publish import figures
+from disco_core.errors import InputError
 
 BUDGET = "budget b: share of all prompt tokens that the constrained endpoint may prefill"
 
@@ -69,7 +70,11 @@ def over_budgets(
     table    service, policy, b, `row`, and value with its band low, high; b is NaN for a policy without a budget,
              which is drawn as a flat line
     row      the column that the rows of panels are of; y, titles as in `lay_out`
+
+    InputError for a policy without rows.
     """
+    if missing := sorted(set(policies) - set(table["policy"])):
+        raise InputError(f"there are no rows of the policy {', '.join(missing)}")
     flat, spent = table[table["b"].isna()], table[table["b"].notna()]
     ends = [flat.assign(b=b) for b in (spent["b"].min(), spent["b"].max())]
     rows = bands.observations(pd.concat([spent, *ends], ignore_index=True), "value", "low", "high")

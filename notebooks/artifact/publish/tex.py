@@ -32,7 +32,7 @@ def float_of(shown: pd.DataFrame, numeric: list[bool], *, stem: str, caption: st
     environment = "table*" if wide else "table"
     return "\n".join(
         [
-            r"% needs \usepackage{booktabs,graphicx}",
+            rf"% needs \usepackage{{booktabs,graphicx}}; cite with \cite{{disco-core:{stem}}} of exhibits.bib",
             rf"\begin{{{environment}}}[t]",
             r"\centering\footnotesize",
             rf"\caption{{{escape(caption)}}}",
@@ -69,6 +69,7 @@ _SPECIAL = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "\u2013": "--",
+    "\u2212": "$-$",
     "\u00b1": r"$\pm$",
     "\u00b2": r"\textsuperscript{2}",
     "\u00d7": r"$\times$",

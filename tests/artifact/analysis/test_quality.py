@@ -40,7 +40,7 @@ def test_chrf_is_what_it_is_defined_to_be(text, reference):
 
 
 @given(few_words, few_words)
-def test_what_repeats_at_the_seam_is_found_in_the_words_before(before, after):
+def test_what_repeats_at_the_hand_over_point_is_found_in_the_words_before(before, after):
     words, k = before + after, len(before)
     expected = False
     if before and after:
@@ -52,7 +52,7 @@ def test_what_repeats_at_the_seam_is_found_in_the_words_before(before, after):
     assert quality.repeats(" ".join(before), "".join(f" {word}" for word in after)) == expected
 
 
-def test_a_seam_within_a_word_is_no_repetition():
+def test_a_hand_over_point_within_a_word_is_no_repetition():
     assert not quality.repeats("The sea is salty: sa", "lt comes from rivers")
     assert quality.repeats("Salt, salt and sa", "lt, salt and more")
     assert not quality.repeats("", "Salt of the earth")
@@ -60,7 +60,7 @@ def test_a_seam_within_a_word_is_no_repetition():
 
 
 def answers(rows):
-    """Answers of two ends to some prompts, as a session gives them, from texts by (source, prompt, sample)."""
+    """Answers of two endpoints to some prompts, as a session gives them, from texts by (source, prompt, sample)."""
     return pd.DataFrame(rows, columns=quality_session.REQUESTS)
 
 
@@ -78,7 +78,7 @@ HERE = [
 ]
 
 
-def test_an_answer_that_moved_is_held_against_itself_left_alone():
+def test_a_migrated_answer_is_compared_with_the_same_unmigrated():
     nats = pd.DataFrame(
         [["device", "server", "ids", "p1", 0, 2, 2.5], ["device", "device", "alone", "p1", 0, 2, 2.0]]
     )
@@ -90,7 +90,7 @@ def test_an_answer_that_moved_is_held_against_itself_left_alone():
     assert (one["words"], one["words_alone"]) == (6, 5)
     assert (one["repeats"], one["repeats_alone"]) == (False, False)
     assert (one["nats"], one["nats_alone"]) == (2.5, 2.0)
-    assert math.isnan(two["chrF"])  # no other sample of either end to that prompt
+    assert math.isnan(two["chrF"])  # no other sample of either endpoint to that prompt
     assert math.isnan(two["nats"])
     over = found[found.kind == quality.STARTS_OVER].to_dict("records")
     assert [row["words"] for row in over] == [5]  # the server's own "Rivers bring it", after "The sea"

@@ -6,7 +6,7 @@ import disco_core as dc
 from artifact.analysis import transcription as plain
 
 
-def test_the_transcription_says_the_same():
+def test_the_transcription_gives_the_same_plans():
     """Its waits are among the plan's two for each length, its threshold is where the plan starts the server."""
     rng = np.random.default_rng(0)
     samples, lengths = rng.lognormal(-0.5, 0.8, 500), rng.lognormal(3.2, 0.6, 250).astype(np.int64) + 8

@@ -13,7 +13,7 @@ from artifact.errors import ArtifactError
 from artifact.files import DATA
 
 
-def test_quantiles_are_samples_and_agree_with_the_room() -> None:
+def test_quantiles_are_samples_and_agree_with_disco_core() -> None:
     rng = np.random.default_rng(5)
     for n in (1, 7, 250, 251, 3000):
         samples = pd.Series(np.sort(rng.lognormal(0, 1, n)).round(4) + 0.001)

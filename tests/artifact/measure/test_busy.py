@@ -83,7 +83,7 @@ def test_where_it_stays_busy_nothing_is_repeated_until_it_is_quiet(tmp_path, cap
     assert "busy in 5 of 7 pieces of one kind of device" in run.disturbed()
 
 
-def test_what_is_no_time_says_nothing_of_how_busy_it_is(tmp_path):
+def test_a_piece_that_is_not_timed_says_nothing_of_how_busy_the_machine_is(tmp_path):
     """Between pieces that stay disturbed, one that is not timed does not begin the repeating anew."""
     run, taken = disturbed_run(tmp_path, *["busy"] * 11), []
     for k in range(3):
@@ -93,7 +93,7 @@ def test_what_is_no_time_says_nothing_of_how_busy_it_is(tmp_path):
     assert taken == [3]
 
 
-def test_an_endpoint_that_misses_its_deadline_is_asked_again(tmp_path, capsys):
+def test_a_piece_whose_endpoint_misses_its_deadline_is_measured_again(tmp_path, capsys):
     async def work(fails):
         run = a_run(tmp_path, "device", cores=2)
         run.monitor, left = Signs(), [StalledError("server", "sent nothing for 10 s")] * fails
@@ -126,7 +126,7 @@ def test_what_is_no_time_is_not_disturbed(tmp_path):
     assert asyncio.run(untimed()) == 0
 
 
-def test_what_other_programs_take_is_seen():
+def test_what_other_programs_take_is_noticed():
     """A process whose parent has ended is nobody's child here."""
     subprocess.run([sys.executable, scripts.path("spin.py"), "orphan"], check=True)
     monitor = busy.Monitor(2)
@@ -174,7 +174,7 @@ def test_cores_that_are_not_needed_may_be_taken(monkeypatch, cores, needed, othe
     assert (said in reading.disturbed) if said else reading.disturbed == ""
 
 
-def test_a_late_loop_is_seen():
+def test_a_late_event_loop_is_noticed():
     async def work():
         monitor = busy.Monitor(2, cores=64)
         watch = asyncio.create_task(monitor.watch())

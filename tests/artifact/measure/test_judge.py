@@ -78,7 +78,7 @@ def test_without_a_key_there_is_no_judge_and_nothing_is_measured(tmp_path, monke
         judge.server("openai:one")
 
 
-def test_a_judges_server_is_told_without_its_key(monkeypatch):
+def test_a_judges_server_is_recorded_without_its_key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("OPENAI_BASE_URL", "https://judges.example/v1")
     told = {"name": "openai:a, openai:b", "address": "https://judges.example/v1"}

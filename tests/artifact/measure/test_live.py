@@ -48,8 +48,8 @@ def test_a_mistyped_setting_is_named(tmp_path, bad, word):
         live.measure(a_run(tmp_path, "live", **bad))
 
 
-def test_a_random_policy_answers_what_the_end_it_picks_answers_alone(tmp_path, monkeypatch):
-    """Rows of Stoch are those of the end that its draws pick, which are the plan's own."""
+def test_random_dispatch_answers_as_the_endpoint_that_it_picks_does_alone(tmp_path, monkeypatch):
+    """Rows of Stoch are those of the endpoint that its draws pick, which are the plan's own."""
     run = a_run(tmp_path, "live", prompts=40, raw_prompts=1)
     table = ends.prompts(48)
     server, device = (SimpleNamespace(name=name, count=model.count_tokens) for name in ("server", "device"))
@@ -81,7 +81,7 @@ def test_a_random_policy_answers_what_the_end_it_picks_answers_alone(tmp_path, m
 
 @pytest.mark.parametrize("name", traces.services())
 @pytest.mark.parametrize("constraint", dc.Constraint)
-def test_the_worth_of_energy_makes_the_end_scarce_that_it_says(name, constraint):
+def test_the_price_of_energy_makes_the_named_endpoint_the_constrained_one(name, constraint):
     assert scenario.cost_model(traces.service(name), constraint).constraint is constraint
 
 
@@ -105,17 +105,17 @@ def test_answers_are_cut_where_ours_are():
     assert cut.mean == pytest.approx(np.average(np.minimum(whole.tokens, 20), weights=whole.counts))
 
 
-def test_behind_a_last_hop_the_later_of_the_two_counts():
-    hop, own = dc.TTFTDistribution([0.1, 0.5, 3.0]), np.array([0.2, 0.7])
-    ttft = scenario.behind_last_hop(hop, own)
-    brute = [max(x, y) for x in hop.values_s for y in own]
+def test_behind_an_emulated_network_delay_the_later_of_the_two_counts():
+    delay_s, own = dc.TTFTDistribution([0.1, 0.5, 3.0]), np.array([0.2, 0.7])
+    ttft = scenario.with_network_delay(delay_s, own)
+    brute = [max(x, y) for x in delay_s.values_s for y in own]
     for q in (0.2, 0.5, 0.6, 0.9):
         assert ttft.quantile(q) == np.quantile(brute, q, method="inverted_cdf")
     assert ttft.mean == pytest.approx(np.mean(brute), rel=0.01)
 
 
 @pytest.mark.parametrize("n", [1, 7, 60, 112])
-def test_prompts_that_are_asked_have_lengths_like_all(n):
+def test_prompts_that_are_measured_have_lengths_like_all(n):
     lengths = [model.count_tokens(built) for built in ends.prompts(48).built]
     asked = live.spread(lengths, n)
     assert asked == sorted(set(asked))
@@ -208,7 +208,7 @@ def test_a_mistyped_setting_of_pd_device_is_named(tmp_path, bad, word):
         pd_device.measure(a_run(tmp_path, "pd_device", **bad))
 
 
-def test_a_long_prompt_is_as_long_as_asked_for_and_ends_with_its_question():
+def test_a_long_prompt_has_the_wanted_length_and_ends_with_its_question():
     wanted_tokens = (80, 160, 320, 640, 3800)
     for pieces, wanted in zip(long_prompts(wanted_tokens), wanted_tokens, strict=True):
         text = "".join(piece for piece, _ in pieces)

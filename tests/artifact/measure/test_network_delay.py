@@ -1,4 +1,4 @@
-"""An emulated last hop under the virtual clock: TTFT is the larger of X and the endpoint's own, nothing is lost."""
+"""An emulated network delay: the first token comes at the later of the delay and the TTFT, nothing is lost."""
 
 import asyncio
 from contextlib import aclosing, suppress
@@ -37,8 +37,8 @@ async def arrivals(endpoint, prefix=None):
 
 @given(MS, MS, st.integers(1, 12))
 def test_the_first_token_waits_and_the_others_keep_their_gaps(own, x, length):
-    server, hop = behind(own, length, x)
-    found, failure = run(arrivals(hop))
+    server, delayed = behind(own, length, x)
+    found, failure = run(arrivals(delayed))
     assert failure is None
     assert [index for index, _ in found] == list(range(length))
     assert found[0][1] == max(own, x)
@@ -46,7 +46,7 @@ def test_the_first_token_waits_and_the_others_keep_their_gaps(own, x, length):
     assert server.running == 0
 
 
-def test_a_hop_that_is_never_late_changes_no_time():
+def test_a_network_delay_below_the_servers_ttft_changes_no_time():
     server = ReplayEndpoint(0.3, [GAP], 9)
     bare, _ = run(arrivals(server))
     behind_it, _ = run(arrivals(behind(0.3, 9, 0.1)[1]))
@@ -54,7 +54,7 @@ def test_a_hop_that_is_never_late_changes_no_time():
 
 
 @given(MS, MS, st.integers(1, 30), st.lists(st.integers(1, 15), min_size=1, max_size=3))
-def test_bursts_arrive_together_and_whole(own, x, length, sizes):
+def test_bursts_arrive_together_and_complete(own, x, length, sizes):
     found, failure = run(arrivals(behind(own, length, x, bursts=sizes)[1]))
     assert failure is None
     assert [index for index, _ in found] == list(range(length))
@@ -67,8 +67,8 @@ def test_bursts_arrive_together_and_whole(own, x, length, sizes):
 
 @given(st.sampled_from([Failure.REFUSE, Failure.DIE_BEFORE_FIRST, Failure.CUT, Failure.MALFORMED]), st.integers(1, 9))
 def test_a_failure_arrives_after_the_tokens_before_it(fail, at):
-    server, hop = behind(0.1, 20, 0.5, bursts=[4], fail=fail, at=at)
-    found, failure = run(arrivals(hop))
+    server, delayed = behind(0.1, 20, 0.5, bursts=[4], fail=fail, at=at)
+    found, failure = run(arrivals(delayed))
     early = fail in (Failure.REFUSE, Failure.DIE_BEFORE_FIRST)
     assert failure is not None
     assert [index for index, _ in found] == ([] if early else list(range(at)))
@@ -77,11 +77,11 @@ def test_a_failure_arrives_after_the_tokens_before_it(fail, at):
 
 def test_closing_waits_for_the_endpoints_confirmed_end():
     async def leave():
-        server, hop = behind(0.1, 50, 0.3, fail=Failure.SLOW_CANCEL, cancel_s=0.7)
-        tokens = hop.generate(Prefix([0], (), 50))
+        server, delayed = behind(0.1, 50, 0.3, fail=Failure.SLOW_CANCEL, cancel_s=0.7)
+        tokens = delayed.generate(Prefix([0], (), 50))
         await anext(tokens)
         await tokens.aclose()
-        waiting = asyncio.ensure_future(anext(hop.generate(Prefix([0], (), 50))))
+        waiting = asyncio.ensure_future(anext(delayed.generate(Prefix([0], (), 50))))
         await asyncio.sleep(0.2)  # held: the server has long answered
         waiting.cancel()
         await asyncio.wait([waiting])
@@ -93,24 +93,24 @@ def test_closing_waits_for_the_endpoints_confirmed_end():
 def test_a_request_draws_the_same_whatever_the_policy():
     ttft = dc.TTFTDistribution(np.linspace(0.1, 0.9, 100))
     server = ReplayEndpoint(0.05, [GAP], 10)
-    hops = [LastHop(server, ttft, seed=3, request=i) for i in range(50)]
-    drawn = [hop.held_s() for hop in hops]
+    delayed_servers = [LastHop(server, ttft, seed=3, request=i) for i in range(50)]
+    drawn = [delayed.held_s() for delayed in delayed_servers]
     assert drawn == [LastHop(server, ttft, seed=3, request=i).held_s() for i in range(50)]
     assert len(set(drawn)) > 25
     assert drawn != [LastHop(server, ttft, seed=4, request=i).held_s() for i in range(50)]
-    assert drawn != [hop.held_s(takeover=True) for hop in hops]
+    assert drawn != [delayed.held_s(takeover=True) for delayed in delayed_servers]
     prefix = Prefix([0] * 5, tuple(Token(i, "", i) for i in range(3)), 7)
     found, _ = run(arrivals(LastHop(ReplayEndpoint(0.05, [GAP], 10), ttft, seed=3), prefix))
-    assert found[0] == (3, hops[0].held_s(takeover=True))
+    assert found[0] == (3, delayed_servers[0].held_s(takeover=True))
 
 
-def test_a_race_sees_the_hop_and_not_the_server():
-    server, hop = behind(0.1, 20, 0.5)
+def test_the_race_is_decided_by_the_delayed_tokens():
+    server, delayed = behind(0.1, 20, 0.5)
     device = ReplayEndpoint(0.2, [GAP], 20, name="device")
     plan = dc.plan_server_constrained([5], 1.0)
 
     async def both():
-        live = stream([0] * 5, plan=plan, server=hop, device=device, max_tokens=20, wait=False)
+        live = stream([0] * 5, plan=plan, server=delayed, device=device, max_tokens=20, wait=False)
         async for _ in live:
             pass
         return live.record
@@ -128,19 +128,19 @@ HOPS = st.none() | st.tuples(MS, st.none() | st.lists(st.integers(1, 9), min_siz
 @given(
     st.data(), st.integers(1, 12), st.integers(1, 30), plans(), st.none() | rules(), st.none() | MS | st.floats(0, 1)
 )
-def test_what_is_made_behind_a_hop_is_charged(data, l, length, plan, rule, cancel_s):
-    """Each replayed end counts for itself, and the ledger says the same, also of what nobody has seen arrive.
+def test_what_is_generated_behind_a_network_delay_is_charged(data, l, length, plan, rule, cancel_s):
+    """Each replayed endpoint counts for itself, and the ledger agrees, also about what has not arrived.
 
     Not charged is one token of a loser: of the winner's own instant, or the one that ends a kept prefill.
     """
     inner, outer, first_s = [], [], []
     for name in ("server", "device"):
-        own_s, hop, fail = data.draw(MS), data.draw(HOPS), data.draw(st.none() | st.sampled_from(Failure))
+        own_s, delayed, fail = data.draw(MS), data.draw(HOPS), data.draw(st.none() | st.sampled_from(Failure))
         end = ReplayEndpoint(own_s, [GAP], length, name=name, fail=fail, at=data.draw(st.integers(0, 12)))
         end.cancel_s = 0.5
         inner.append(end)
-        outer.append(LastHop(end, dc.TTFTDistribution([hop[0]]), seed=1, bursts=hop[1]) if hop else end)
-        first_s.append(max(own_s, hop[0]) if hop else own_s)
+        outer.append(LastHop(end, dc.TTFTDistribution([delayed[0]]), seed=1, bursts=delayed[1]) if delayed else end)
+        first_s.append(max(own_s, delayed[0]) if delayed else own_s)
     rng, ends = np.random.default_rng(0), dict(zip(("server", "device"), outer, strict=True))
     live = stream([0] * l, plan=plan, **ends, rule=rule, max_tokens=length, rng=rng, wait=False)
 
@@ -163,11 +163,11 @@ def test_what_is_made_behind_a_hop_is_charged(data, l, length, plan, rule, cance
         assert tie or rule.finish_loser_prefill
 
 
-def test_a_loser_behind_a_hop_is_charged_for_what_it_held():
-    hop = behind(0.1, 50, 1.01)[1]
+def test_a_loser_behind_a_network_delay_is_charged_for_the_tokens_held_back():
+    delayed = behind(0.1, 50, 1.01)[1]
     device = ReplayEndpoint(0.51, [GAP], 50, name="device")
     racing, alone = dc.plan_server_constrained([5], 1.0), dc.plan_server_only()
-    live = [stream([0] * 5, plan=plan, server=hop, device=device, max_tokens=50) for plan in (racing, alone)]
+    live = [stream([0] * 5, plan=plan, server=delayed, device=device, max_tokens=50) for plan in (racing, alone)]
 
     async def one(answer):
         async with aclosing(answer):
@@ -183,10 +183,10 @@ def test_a_loser_behind_a_hop_is_charged_for_what_it_held():
 
 
 def test_its_numbers_say_that_they_are_emulated():
-    _, hop = behind(0.1, 5, 0.2)
-    assert hop.emulated
-    assert "emulated" in hop.name
-    assert (hop.vocabulary, hop.continues, hop.count([1, 2])) == ("integers", True, 2)
+    _, delayed = behind(0.1, 5, 0.2)
+    assert delayed.emulated
+    assert "emulated" in delayed.name
+    assert (delayed.vocabulary, delayed.continues, delayed.count([1, 2])) == ("integers", True, 2)
 
 
 @pytest.mark.parametrize(

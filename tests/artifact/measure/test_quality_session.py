@@ -27,7 +27,7 @@ SMALL = {"prompts": 3, "max_tokens": 12, "positions": [2, 5], "second": 0}
 
 
 class Speaker(Endpoint):
-    """An end that counts in words of its own, and remembers what it was given; it may be gone after some answers."""
+    """An endpoint whose tokens are words; it records each prefix, and may be gone after some answers."""
 
     continues, temperature, prefix_cache = True, 0.0, True
 
@@ -64,7 +64,7 @@ class Speaker(Endpoint):
 
 
 def session(folder, server, device, judges=(), **changed):
-    """The tables of a session on these ends; what was measured before is in the folder."""
+    """The tables of a session on these endpoints; what was measured before is in the folder."""
     taken = a_run(folder, "quality", **SMALL | changed)
     second = Path("any.gguf") if "second" in changed else None
     return asyncio.run(quality_session._Session(taken, server, device, second).run(judges))
@@ -76,7 +76,7 @@ def spoken(tmp_path):
     return session(tmp_path, server, device), server, device
 
 
-def test_an_answer_moves_after_the_tokens_it_has_alone(spoken):
+def test_an_answer_migrates_after_the_tokens_that_it_has_unmigrated(spoken):
     tables, _, _ = spoken
     rows = tables["requests"]
     assert list(rows) == quality_session.REQUESTS
@@ -97,7 +97,7 @@ def test_an_answer_moves_after_the_tokens_it_has_alone(spoken):
     assert tables["verdicts"].empty
 
 
-def test_what_moves_is_all_that_was_said_and_nothing_else(spoken):
+def test_the_target_is_given_all_of_the_answer_so_far_and_nothing_else(spoken):
     _, server, device = spoken
     handed = [prefix for prefix in server.given + device.given if prefix.generated]
     assert len(handed) == 18
@@ -110,7 +110,7 @@ def test_what_moves_is_all_that_was_said_and_nothing_else(spoken):
     assert ids == {True: 9, False: 9}  # as text none has its id
     assert all(token.id is None for prefix in handed for token in prefix.generated if prefix.generated[0].id is None)
     seeds = [prefix.seed for prefix in server.given]
-    assert len(set(seeds)) == len(seeds)  # each answer of an end is a sample of its own
+    assert len(set(seeds)) == len(seeds)  # each answer of an endpoint is another sample
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_what_was_interrupted_goes_on_to_the_same_tables(tmp_path, monkeypatch):
     monkeypatch.setattr(judge, "verdicts", verdicts)
 
     def go(name, **lasts):
-        """Tables, or nothing where an end is gone; and how often each end was asked."""
+        """Tables, or nothing where an endpoint is gone; and how many requests each was sent."""
         given = {"server": ("v", 9), "device": ("v", 6), quality_session.SECOND: ("w", 7), "openai:one": ("", 0)}
         ends = {end: Speaker(end, *said, lasts.get(end, math.inf)) for end, said in given.items()}
         server, device, second, one = ends.values()
@@ -170,11 +170,11 @@ def test_what_was_interrupted_goes_on_to_the_same_tables(tmp_path, monkeypatch):
     assert (interrupted, again[0]) == ({}, 12)  # one prompt was there
     resumed, rest = go("resumed")
     assert resumed == whole
-    assert rest == [0, 4, 6, 12]  # the device only goes on for the second model, with what it once said itself
+    assert rest == [0, 4, 6, 12]  # the device only goes on for the second model, with its first answer
     assert go("resumed") == (whole, [0, 0, 0, 0])
 
 
-def test_an_end_goes_on_from_what_it_has_read_of_the_same_prompt_only(spoken):
+def test_an_endpoint_goes_on_from_its_cache_for_the_same_prompt_only(spoken):
     _, *both = spoken
     for end in both:
         assert len(end.begun) == SMALL["prompts"] == len(set(end.begun))
@@ -208,7 +208,7 @@ def measured(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_two_real_ends_and_a_judge(measured):
+def test_two_real_endpoints_and_a_judge(measured):
     _, found = measured
     rows = found["requests"]
     moved = rows[rows.moved != "alone"]
@@ -235,7 +235,7 @@ def test_answers_do_not_hang_on_what_was_measured_before(measured, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_notebook_decides_and_does_not_tell_the_key(measured, tmp_path):
+def test_the_notebook_decides_and_never_shows_the_key(measured, tmp_path):
     folder, _ = measured
     run("quality", tmp_path, out=str(tmp_path), measurements=str(folder))
     found = {one["id"]: one for one in json.loads((tmp_path / "quality.claims.json").read_text())}
@@ -251,7 +251,7 @@ def test_the_notebook_decides_and_does_not_tell_the_key(measured, tmp_path):
 
 @pytest.mark.slow
 def test_the_measuring_notebook_shows_what_it_measured(tmp_path):
-    made = {"prompts": 2, "max_tokens": 12, "positions": [2, 5]}
+    made = {"prompts": 2, "max_tokens": 12, "positions": [2, 5], "second": 0}
     run("measure_quality", tmp_path, out=str(tmp_path / "quality"), **made)
     found = store.read(tmp_path, "quality")
     assert set(found["requests"].prompt.value_counts()) <= {2, 4, 8, 12, 16}

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 
 PARAMETERS = """\
-budget = 0.3  # float: share of prompt tokens the scarce end may prefill
+budget = 0.3  # float: share of prompt tokens the constrained endpoint may prefill
 draws = 10  # int: requests
 quick = False  # bool: the small size
 out = "figures"  # str: folder

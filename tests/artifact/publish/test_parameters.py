@@ -14,7 +14,7 @@ def test_parameters_are_read_with_type_default_and_meaning(notebook):
     found = parameters.parameters(notebook())
     assert list(found) == ["budget", "draws", "quick", "out", "lengths", "plain"]
     assert found["budget"] == parameters.Parameter(
-        "budget", "float", "0.3", "share of prompt tokens the scarce end may prefill"
+        "budget", "float", "0.3", "share of prompt tokens the constrained endpoint may prefill"
     )
     assert found["plain"].type == "int"
 
@@ -79,13 +79,13 @@ def test_defaults_with_an_equals_sign_and_types_with_none_are_read(notebook):
 
 
 @pytest.mark.slow
-def test_a_notebook_with_such_parameters_runs_and_says_nothing_of_it(notebook, tmp_path, capfd):
+def test_a_notebook_with_such_parameters_runs_without_a_warning(notebook, tmp_path, capfd):
     executed = run.run(notebook("print(query, page, depth)", declared=HARD), tmp_path / "out", query="c=d", page=None)
     assert outputs(executed) == "c=d None 3\n"
     assert re.fullmatch(r"try: started\ntry: done in \d+ s\n", capfd.readouterr().err)
 
 
-def test_a_parameters_cell_that_is_no_python_is_told(notebook, capsys):
+def test_a_parameters_cell_that_is_no_python_is_one_line(notebook, capsys):
     assert main(["run", str(notebook(declared="x = = 1"))]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 

@@ -1,4 +1,4 @@
-"""The reference is made of five whole, full and undisturbed measurements, or stays as it was."""
+"""The reference is made of five complete, full-size and undisturbed measurements, or stays as it was."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def test_another_is_refused_and_nothing_is_copied(measured, tmp_path, change, to
     assert not (tmp_path / "out").exists()
 
 
-def test_one_that_is_missing_or_too_much_is_told_in_a_line(measured, tmp_path, capsys, monkeypatch):
+def test_one_that_is_missing_or_too_large_is_one_line(measured, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(reference, "MOST_BYTES", 100)
     with pytest.raises(ArtifactError, match="a reference at most"):
         reference.take(measured, tmp_path / "out")

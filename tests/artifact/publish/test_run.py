@@ -31,7 +31,7 @@ def test_a_run_keeps_an_executed_copy_and_sees_its_parameters(notebook, tmp_path
 
 
 @pytest.mark.slow
-def test_a_failing_cell_is_told_in_two_lines_and_leaves_the_good_copy(notebook, tmp_path, capsys):
+def test_a_failing_cell_is_two_lines_and_leaves_the_earlier_copy(notebook, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "try.ipynb").write_text("the good one")
@@ -49,7 +49,7 @@ def test_a_failing_cell_is_told_in_two_lines_and_leaves_the_good_copy(notebook, 
 
 
 @pytest.mark.slow
-def test_a_dead_kernel_is_told_in_one_line(notebook, tmp_path):
+def test_a_dead_kernel_is_one_line(notebook, tmp_path):
     with pytest.raises(ArtifactError, match="kernel died"):
         run.run(notebook("import os; os._exit(9)"), tmp_path / "out")
 
@@ -61,7 +61,7 @@ def test_a_folder_that_cannot_be_written_is_named(notebook, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_kernel_and_is_told_in_one_line(notebook, tmp_path):
+def test_ctrl_c_ends_the_kernel_and_is_one_line(notebook, tmp_path):
     mark = tmp_path / "kernel"
     path = notebook(f"import os, time; open({str(mark)!r}, 'w').write(str(os.getpid())); time.sleep(120)")
     command = [sys.executable, "-m", "artifact", "run", str(path), "--out", str(tmp_path / "out")]
@@ -99,7 +99,7 @@ def test_a_path_with_spaces_and_umlauts_is_one(notebook, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
-def test_a_full_disk_is_told_and_leaves_the_good_copy(notebook, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_one_line_and_leaves_the_earlier_copy(notebook, tmp_path, capsys, monkeypatch):
     import papermill.iorw
 
     def full(*_, **__):

@@ -6,5 +6,5 @@ import pandas as pd
 from artifact.publish import figures
 
 figures.use_style()
-about = {"caption": "c", "kind": "simulated", "source": "s", "parameters": {}}
+about = {"title": "t", "caption": "c", "interpretation": "i", "kind": "simulated", "source": "s", "parameters": {}}
 _ = figures.save(plt.subplots()[0], "try_one", pd.DataFrame({"x": [1]}), out=out, **about)
