@@ -36,13 +36,17 @@ from disco_core.errors import (
 )
 from disco_core.latency import DeviceProfile, ServerProfile, TTFTDistribution
 from disco_core.live.stream import Run, stream
-from disco_core.migration import MigrationRule
+from disco_core.migration import HAND_OVER, PREFILL, RECALL, STAY, MigrationRule, Rule, StreamState
 from disco_core.queueing import QueueResult, simulate_queue
 from disco_core.record import HandOver, Record, StreamedToken
 from disco_core.simulate import Result, simulate
 from disco_core.workload import LengthDistribution, Workload
 
 __all__ = [
+    "HAND_OVER",
+    "PREFILL",
+    "RECALL",
+    "STAY",
     "Constraint",
     "ConstraintError",
     "CostModel",
@@ -63,10 +67,12 @@ __all__ = [
     "Record",
     "RefusedError",
     "Result",
+    "Rule",
     "Run",
     "ServerProfile",
     "StalledError",
     "StreamError",
+    "StreamState",
     "StreamedToken",
     "TTFTDistribution",
     "Workload",
