@@ -5,6 +5,7 @@ import pytest
 
 import disco_core as dc
 from disco_core import stream
+from disco_core.endpoints.base import Token
 from tests.helpers.clock import run
 from tests.helpers.replay import Failure, ReplayEndpoint
 from tests.helpers.streams import DEVICE, SERVER_RATE, collect, ends
@@ -113,3 +114,44 @@ def test_each_endpoint_counts_its_prompt_once():
     assert run(collect(live))[1] is None
     assert live.record.refusals
     assert sorted(asked) == ["device", "server"]
+
+
+class Words(ReplayEndpoint):
+    """Tokens with these texts."""
+
+    texts = ("The ", "sea ", "\n", "is", " salty", ".", " So", " it")
+
+    async def tokens(self, prefix):
+        async for token in super().tokens(prefix):
+            yield Token(token.index, self.texts[token.index], token.id)
+
+
+class AtOnce(dc.Rule):
+    """Hands over at the first token that allows it."""
+
+    target = dc.End.SERVER
+
+    def decide(self, state):
+        return dc.HAND_OVER
+
+
+@pytest.mark.parametrize(("vocabulary", "at"), [("integers", 1), ("other", 4), ("", 4)])
+def test_no_text_is_cut_right_after_white_space(vocabulary, at):
+    """Servers strip or repeat it; ids are not touched by that."""
+    server = Words(0.1, [0.01], 8, name="server", vocabulary=vocabulary)
+    device = Words(0.1, [0.01], 8, name="device")
+    live = stream(
+        "hi", plan=dc.plan_device_only(), server=server, device=device, rule=AtOnce(), max_tokens=8, wait=False
+    )
+    tokens, error = run(collect(live))
+    assert error is None
+    assert live.record.migrated_at == at
+    assert "".join(token.text for token in tokens) == "".join(Words.texts)
+
+
+def test_where_a_failure_cuts_it_there_the_record_says_so():
+    server = Words(0.1, [0.01], 8, name="server", vocabulary="other")
+    device = Words(0.1, [0.01], 8, fail=Failure.DIE, at=2, name="device")
+    live = stream("hi", plan=dc.plan_device_only(), server=server, device=device, max_tokens=8, wait=False)
+    assert run(collect(live))[1] is None
+    assert live.record.warnings == ["server continues after white space, which it may repeat"]
