@@ -74,8 +74,13 @@ class Record:
 
     @property
     def migrated_at(self) -> int:
-        """Tokens generated at the migration, 0 without one."""
-        return next((one.at for one in self.handovers if one.reason is None), 0)
+        """Tokens generated at the migration, 0 without one; a target that failed before its first token made none."""
+        following = [*self.handovers[1:], None]
+        failed = [
+            back is not None and back.at == one.at and back.reason not in (None, LATE)
+            for one, back in zip(self.handovers, following, strict=True)
+        ]
+        return next((one.at for one, gone in zip(self.handovers, failed, strict=True) if not one.reason and not gone), 0)
 
     @property
     def delay_num(self) -> int:

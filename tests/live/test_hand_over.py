@@ -155,3 +155,13 @@ def test_where_a_failure_cuts_it_there_the_record_says_so():
     live = stream("hi", plan=dc.plan_device_only(), server=server, device=device, max_tokens=8, wait=False)
     assert run(collect(live))[1] is None
     assert live.record.warnings == ["server continues after white space, which it may repeat"]
+
+
+def test_a_target_that_refuses_at_once_is_no_migration():
+    server = ReplayEndpoint(0.1, [0.01], 8, fail=Failure.REFUSE, name="server")
+    device = ReplayEndpoint(0.1, [0.01], 8, name="device")
+    options = {"server": server, "device": device, "rule": AtOnce(), "max_tokens": 8, "wait": False}
+    live = stream("hi", plan=dc.plan_device_only(), **options)
+    tokens, error = run(collect(live))
+    assert (len(tokens), error, live.record.migrated_at) == (8, None, 0)
+    assert [one.target for one in live.record.handovers] == [dc.End.SERVER, dc.End.DEVICE]
