@@ -1,6 +1,7 @@
 """The record of a live stream: its tokens with source and times, hand-overs, charges and failures."""
 
 from dataclasses import dataclass, field, fields
+from itertools import zip_longest
 from typing import Any
 
 from disco_core.cost import End
@@ -75,12 +76,11 @@ class Record:
     @property
     def migrated_at(self) -> int:
         """Tokens generated at the migration, 0 without one; a target that failed before its first token made none."""
-        following = [*self.handovers[1:], None]
-        failed = [
-            back is not None and back.at == one.at and back.reason not in (None, LATE)
-            for one, back in zip(self.handovers, following, strict=True)
-        ]
-        return next((one.at for one, gone in zip(self.handovers, failed, strict=True) if not one.reason and not gone), 0)
+        for one, back in zip_longest(self.handovers, self.handovers[1:]):
+            made_none = back is not None and back.at == one.at and back.reason not in (None, LATE)
+            if one.reason is None and not made_none:
+                return one.at
+        return 0
 
     @property
     def delay_num(self) -> int:
