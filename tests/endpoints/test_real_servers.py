@@ -156,3 +156,30 @@ def check_seam(tokens, record, at, tail):
     assert record.decode[target] >= len(tail)
     assert record.prefill[target] > record.prefill[1 - target]
     assert sum(record.failover_prefill) == 0
+
+
+def test_two_answers_at_once_are_both_complete(server, device):
+    """A serial server breaks off the first one when the second comes; the device continues it."""
+
+    async def go():
+        async with server() as there:
+            await there.probe()
+            both = {"server": there, "device": device}
+            options = {"plan": dc.plan_server_only(), "max_tokens": LENGTH, "reading_rate": 1e3}
+            first = dc.stream(build(QUESTION), **both, **options)
+            tokens, second = [], None
+            async with first:
+                async for token in first:
+                    tokens.append(token)
+                    if token.index == 2:
+                        second = asyncio.ensure_future(collect(there, Prefix(build("Say hi."), (), 8)))
+            return tokens, first.record, await second
+
+    tokens, record, (other, failure) = asyncio.run(go())
+    assert record.complete
+    assert [token.index for token in tokens] == list(range(len(tokens)))
+    assert failure is None
+    assert other
+    if record.handovers:
+        assert [type(one) for one in record.failures] == [dc.CutError]
+        assert record.failover_prefill[dc.End.DEVICE] == record.prefill[dc.End.DEVICE] > 0
