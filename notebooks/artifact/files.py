@@ -33,6 +33,7 @@ CHAPTERS = {
     "sensitivity": "Sensitivity",
     "costs": "Costs and energy",
     "overhead": "Overhead",
+    "campaign": "Streams under faults",
     "chat": "Chat",
 }
 

@@ -42,7 +42,7 @@ GLOSSARY = """\
 - **Mark** (in brackets): P is stated by the paper, N by a secondary summary of it that we could not check, R is
   reconstructed or ours.
 - **paper**: the paper's value, with ± the tolerance of our rule. Where the paper states no number (D10a, D13, D14,
-  P2, and all of L, Q, E, S) it is our bound.
+  P2, and all of L, Q, E, S, R) it is our bound.
 - **place**: where our value lies against the paper's: inside its range, within the tolerance, or beyond it, on the
   better or the worse side.
 - **TTFT**: time to first token, from the request to the first token of the answer. **TBT**: time between tokens, as

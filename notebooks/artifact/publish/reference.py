@@ -7,21 +7,23 @@ from artifact.files import DATA, ROOT, write_together
 from artifact.measure import store
 
 NAMES = ("device", "live", "pd_device", "quality", "overhead")
+OPTIONAL = ("campaign",)  # taken where it was measured
 MOST_BYTES = 3 * 10**6
 
 
 def take(measured: str | Path, out: Path = DATA / "measured") -> list[Path]:
-    """Copy the five measurements of a folder; returns where they are now.
+    """Copy the five measurements of a folder, and those that are optional; returns where they are now.
 
     ArtifactError, with nothing copied, where one is missing, not whole, quick or disturbed, or all are over 3 MB.
     """
-    found = [store.read(measured, name) for name in NAMES]
-    for name, one in zip(NAMES, found, strict=True):
+    names = [*NAMES, *(name for name in OPTIONAL if (ROOT / measured / name / "manifest.json").exists())]
+    found = [store.read(measured, name) for name in names]
+    for name, one in zip(names, found, strict=True):
         if one.disturbed:
             raise ArtifactError(f"{measured}/{name} is no reference: {one.disturbed}")
     files = {
         name: {path: (one.folder / path).read_bytes() for path in (*one.manifest["files"], "manifest.json")}
-        for name, one in zip(NAMES, found, strict=True)
+        for name, one in zip(names, found, strict=True)
     }
     size = sum(len(content) for folder in files.values() for content in folder.values())
     if size > MOST_BYTES:
@@ -33,4 +35,4 @@ def take(measured: str | Path, out: Path = DATA / "measured") -> list[Path]:
             if old.name not in contents:
                 old.unlink()
         write_together(out / name, contents)
-    return [out / name for name in NAMES]
+    return [out / name for name in names]
