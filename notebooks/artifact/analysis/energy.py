@@ -4,7 +4,9 @@ Tokens of a prompt (prefill) and of an answer (decode) are told apart. Symbols: 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
@@ -115,6 +117,15 @@ def explained(tokens: pd.DataFrame, *columns: str) -> float:
 
     x = tokens[list(columns)]
     return float(LinearRegression().fit(x, tokens["joule"]).score(x, tokens["joule"]))
+
+
+def draw_line(data: pd.DataFrame, *, x: str, y: str, **_: Any) -> None:
+    """Draw the least-squares line of y on x into the current panel: for `FacetGrid.map_dataframe`.
+
+    Its coefficients have the six digits of a csv, since a solver's last bits differ from run to run.
+    """
+    slope, intercept = (float(f"{value:.6g}") for value in np.polyfit(data[x], data[y], 1))
+    plt.gca().axline((0, intercept), slope=slope, color="#404040", ls="--", lw=0.8)
 
 
 def fits(tokens: pd.DataFrame) -> pd.DataFrame:
