@@ -94,10 +94,10 @@ def test_the_readme_s_live_answer_is_given(capsys):
     assert re.fullmatch(r"first token from the (SERVER|DEVICE), .*", capsys.readouterr().out.splitlines()[-1])
 
 
-def test_the_readme_s_notebook_command_is_understood():
+def test_a_notebook_command_is_understood():
     commands = re.findall(
-        r"^\.venv/bin/python (-m artifact run)",
-        (ROOT / "README.md").read_text(),
+        r"^    \.venv/bin/python (-m artifact run)",
+        (ROOT / "REPRODUCING.md").read_text(),
         re.MULTILINE,
     )
     assert commands
