@@ -126,7 +126,8 @@ def _violation(one: Case, evidence: Evidence, what: str) -> dict[str, Any]:
     promise, _, detail = what.partition(": ")
     record = evidence.record.to_dict() | {"case": vars(one) | {"faults": [vars(fault) for fault in one.faults]}}
     record["exchanges"] = [
-        {"outcome": log.outcome, "status": log.status, "events": log.events[-3:]} for log in evidence.exchanges
+        {"outcome": log.outcome, "status": log.status, "events": len(log.events), "predicted": log.predicted}
+        for log in evidence.exchanges
     ]
     text = json.dumps(record, default=str)
     return {"stream": one.number, "kind": one.kind, "promise": promise, "what": detail, "record": text}

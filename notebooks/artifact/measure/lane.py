@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import httpx
 
 from artifact.data import model
-from artifact.measure.cases import READER, Case, leaves
+from artifact.measure.cases import DEVICE, READER, Case, leaves
 from artifact.measure.promises import Evidence, Job
 from artifact.measure.proxy import Fault, Proxy
 from disco_core.cost import End
@@ -76,7 +76,7 @@ class _Device(LlamaCppEndpoint):
             for id in generate(ids, **given):
                 if len(job.sampled) == self.breaks_at:
                     self.broke = True
-                    raise RuntimeError("the device breaks")
+                    raise RuntimeError("it was to break here")
                 job.sampled.append(int(id))
                 yield id
 
@@ -88,8 +88,8 @@ class Lane:
     """Open it, `run` streams one after the other, close it."""
 
     def __init__(self) -> None:
-        self.proxy, self.local = Proxy(), None  # type: tuple[Proxy, LocalServer | None]
-        self._dead = False
+        self.proxy, self._dead = Proxy(), False
+        self.local: LocalServer | None = None
 
     async def open(self) -> None:
         """Start the server, the proxy and the device."""
@@ -121,12 +121,7 @@ class Lane:
 
     async def run(self, case: Case) -> Evidence:
         """One stream with its faults; what is known of it afterwards."""
-        await self.ready()
-        self.proxy.clear()
-        self.server._mute_until = 0.0  # so that it forgets the failures of the stream before
-        self.server.prefixes, self.device.prefixes, self.device.jobs = [], [], []
-        self.device.breaks_at = -1 if case.breaks_at is None else case.breaks_at
-        self.device.continues, self.device.broke = case.continues, False
+        await self._begin(case)
         confirmed, estimated = self.device.confirmed, self.server.estimated
         answer, received = self._stream(case), list[Token]()
         reading = asyncio.create_task(self._read(case, answer, received))
@@ -140,8 +135,7 @@ class Lane:
         running += await self._left()
         raised, left = _result(reading, case)
         for fault in case.faults:
-            fault.struck |= fault.kind == "device breaks" and self.device.broke
-        rule = case.rule
+            fault.struck |= fault.kind == DEVICE and self.device.broke
         return Evidence(
             record=answer.record,
             prompt=list(self.device._tokenize(case.prompt, True)),
@@ -154,9 +148,18 @@ class Lane:
             jobs=self.device.jobs,
             confirmed=self.device.confirmed - confirmed,
             estimated=self.server.estimated > estimated or any("estimated" in one for one in answer.record.warnings),
-            prefills=rule is not None and rule.finish_loser_prefill,
+            prefills=case.moves != "stays" and case.finish_loser_prefill,
             running=running,
         )
+
+    async def _begin(self, case: Case) -> None:
+        """Begin the logs of a stream, with a server that answers and a device that breaks when it is to."""
+        await self.ready()
+        self.proxy.clear()
+        self.server._mute_until = 0.0  # so that it forgets the failures of the stream before
+        self.server.prefixes, self.device.prefixes, self.device.jobs = [], [], []
+        self.device.breaks_at = -1 if case.breaks_at is None else case.breaks_at
+        self.device.continues, self.device.broke = case.continues, False
 
     def _stream(self, case: Case) -> Run:
         return stream(
@@ -213,7 +216,7 @@ class Lane:
             await answer.aclose()
         elif fault.kind == READER and fault.variant == "cancel":
             fault.struck = reading.cancel()
-        elif fault.kind not in (READER, "device breaks", "SIGSTOP"):
+        elif fault.kind not in (READER, DEVICE, "SIGSTOP"):
             self.proxy.armed.append(fault)
 
     def _running(self, case: Case, answer: Run) -> list[str]:
@@ -225,7 +228,7 @@ class Lane:
 
     async def _slots_at_once(self, answer: Run, faults: tuple[Fault, ...]) -> list[str]:
         """A server that has confirmed all cancels, and was not disturbed, is idle at the stream's end."""
-        undisturbed = not any(fault.struck and fault.kind not in (READER, "device breaks") for fault in faults)
+        undisturbed = not any(fault.struck and fault.kind not in (READER, DEVICE) for fault in faults)
         record = answer.record
         if undisturbed and not record.failures and not record.unconfirmed[End.SERVER] and await self._busy():
             return ["the server at the stream's end, which it was confirmed to have stopped"]
