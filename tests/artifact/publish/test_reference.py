@@ -15,7 +15,11 @@ TABLE = "x\n1\n"
 @pytest.fixture
 def measured(tmp_path):
     """A folder of five measurements, as small as they can be."""
-    for name in reference.NAMES:
+    return folder_of(reference.NAMES, tmp_path)
+
+
+def folder_of(names, tmp_path):
+    for name in names:
         folder = tmp_path / "measured" / name
         folder.mkdir(parents=True)
         (folder / "table.csv").write_text(TABLE)
@@ -33,6 +37,12 @@ def test_the_five_are_copied_and_what_was_there_goes(measured, tmp_path):
     (tmp_path / "out" / "live").mkdir(parents=True)
     (tmp_path / "out" / "live" / "old.csv").write_text("gone")
     assert reference.take(measured, tmp_path / "out") == [tmp_path / "out" / name for name in reference.NAMES]
+    assert contents(tmp_path / "out") == contents(measured)
+
+
+def test_an_optional_one_is_copied_where_it_was_measured(tmp_path):
+    measured = folder_of([*reference.NAMES, "campaign"], tmp_path)
+    assert reference.take(measured, tmp_path / "out")[-1] == tmp_path / "out" / "campaign"
     assert contents(tmp_path / "out") == contents(measured)
 
 
