@@ -141,7 +141,11 @@ class MigrationRule(Rule):
     def decide(self, state: StreamState) -> Decision:
         """Hand over if that saves cost and the reader will not notice."""
         n, elapsed_s = len(state.record.tokens), state.now_s - (state.record.ttft_s or 0.0)
-        if self.moves(state.prompt_tokens, n, elapsed_s):
+        # as `moves`, in that order since it is asked at every token: numpy takes ten times as long for one number
+        spare = n - (math.floor(elapsed_s * self.reading_rate) + 1)
+        if spare >= self.reading_rate * self._takeover_s(state.prompt_tokens + n) and self.saves(
+            state.prompt_tokens, n
+        ):
             return HAND_OVER
         return PREFILL if self.finish_loser_prefill and state.running else STAY
 
@@ -169,15 +173,16 @@ class MigrationRule(Rule):
         return np.minimum(self._buffer(prompt_tokens, generated), 2.0**62).astype(np.int64)
 
     def _buffer(self, prompt_tokens: ArrayLike, generated: ArrayLike) -> Floats:
-        # floats of integral value: fast enough for every token, and the time may be infinite
-        if self.target is End.DEVICE:
-            # T_d(l + n), without the checks of `ttft`: it is computed at every token
-            prefilled = np.asarray(prompt_tokens) + np.asarray(generated)
-            takeover_s: ArrayLike = prefilled / self.device.prefill_rate + self.device.startup
-        else:
-            takeover_s = self._server_takeover_s
-        needed: Floats = np.ceil(self.reading_rate * np.asarray(takeover_s))
+        # floats of integral value: the time may be infinite
+        prefilled = np.asarray(prompt_tokens) + np.asarray(generated)
+        needed: Floats = np.ceil(self.reading_rate * np.asarray(self._takeover_s(prefilled)))
         return needed
+
+    def _takeover_s(self, prefilled: Any) -> Any:
+        """t_m: the device's T_d(l + n), without the checks of `ttft`; the server's does not depend on the prefix."""
+        if self.target is End.DEVICE:
+            return prefilled / self.device.prefill_rate + self.device.startup
+        return self._server_takeover_s
 
     def moves(self, prompt_tokens: ArrayLike, generated: ArrayLike, elapsed_s: ArrayLike) -> NDArray[np.bool_]:
         """Whether to hand over now, at the n-th token, `elapsed_s` after the first; arguments broadcast."""

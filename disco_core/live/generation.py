@@ -100,9 +100,10 @@ class GenerationTask:
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            if self._closing:
-                raise  # it was cancelled, or failed while it was
-            self._deliver(self._failure(error))
+            if not self._closing:
+                self._deliver(self._failure(error))
+            elif not isinstance(error, asyncio.CancelledError):
+                raise  # it failed while it was cancelled; a cancel ends here, since its traceback would be a cycle
         finally:
             if self._generation is not None:
                 await self._generation.aclose()

@@ -224,7 +224,12 @@ class Run:
             await self._ended()
 
     async def _produced(self, start: float) -> None:
-        await self._machine.run(start, await self._delays.drawn())
+        try:
+            await self._machine.run(start, await self._delays.drawn())
+        except asyncio.CancelledError:
+            if self._ending is None:
+                raise
+            # by `_end`: it ends here, since the traceback of a cancelled task would be a reference cycle
 
     async def _ended(self) -> None:
         """Return when all work has stopped. A cancel meanwhile does not shorten the wait; it is raised afterwards."""
