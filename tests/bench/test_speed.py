@@ -3,18 +3,13 @@
 Run by `make bench`, which prints the table of medians. That both sides say the same is tested in `make test`.
 """
 
-import asyncio
-import time
 import tracemalloc
-from contextlib import aclosing
 
 import numpy as np
 import pytest
 
 import disco_core as dc
 from artifact.analysis import transcription as plain
-from disco_core.endpoints.base import Prefix
-from tests.helpers.replay import ReplayEndpoint
 
 N = 100_000
 MILLION = 1_000_000
@@ -106,45 +101,3 @@ def test_simulate_memory(benchmark, lengths, ttft, ends):
         return bytes_a_request
 
     benchmark.extra_info["bytes_a_request"] = benchmark.pedantic(peak, rounds=1)
-
-
-ANSWER = 200
-PROMPT = [0] * 40
-
-
-async def timed(tokens):
-    """Seconds to the first token, and from one to the next."""
-    began = time.perf_counter()
-    async with aclosing(tokens()) as stream:
-        at = [time.perf_counter() async for _ in stream]
-    assert len(at) == ANSWER
-    return at[0] - began, (at[-1] - at[0]) / (ANSWER - 1)
-
-
-def test_stream_overhead(benchmark, ttft):
-    """`stream` over a direct call of the same endpoint, by turns; the rule is asked at each token and never moves."""
-    server, device = (ReplayEndpoint(0.005, [0.0], ANSWER, name=name) for name in ("server", "device"))
-    lengths, cost = dc.LengthDistribution([10 * ANSWER], [1]), dc.CostModel(0, 1e-6, 0, 1e-7)
-    rule, plan = dc.MigrationRule(cost, lengths, ttft, dc.DeviceProfile(0.1, 10.0)), dc.plan_server_only()
-
-    def direct():
-        return server.generate(Prefix(PROMPT, (), ANSWER))
-
-    async def streamed(rule=rule):
-        ends = {"server": server, "device": device}
-        live = dc.stream(PROMPT, plan=plan, **ends, rule=rule, max_tokens=ANSWER, wait=False)
-        async for token in live:
-            yield token
-        assert live.record.complete
-        assert not live.record.migrated_at
-
-    async def by_turns():
-        found = []
-        for _ in range(200):
-            bare, over, without = await timed(direct), await timed(streamed), await timed(lambda: streamed(None))
-            found.append((over[0] - bare[0], over[1] - bare[1], without[1] - bare[1]))
-        server.seen.clear()
-        return np.quantile(found, [0.5, 0.25, 0.75], axis=0).T
-
-    found = benchmark.pedantic(lambda: asyncio.run(by_turns()), rounds=1, warmup_rounds=1)
-    benchmark.extra_info |= dict(zip(("first_token_s", "token_s", "without_rule_s"), found.tolist(), strict=True))
