@@ -87,12 +87,21 @@ def test_overhead_judges_planning(quick):
         assert provenance(quick, stem)["kind"] == "measured"
 
 
-@pytest.mark.parametrize("name", reference.NAMES)
+def test_campaign_shows_what_became_of_every_stream(quick):
+    streams = store.read(MEASURED, "campaign")["streams"]
+    assert pd.read_csv(quick / "campaign.csv").streams.sum() == len(streams) == 1000
+    table = pd.read_csv(quick / "campaign_table.csv").set_index("kind")
+    assert (table.loc["all", "streams"], table.loc["none", "hit"]) == (1000, 0)
+    assert recorded(quick, "campaign")["R1"]["ours"]["median"] == 100 - table.loc["all", "broken"] / 10
+
+
+@pytest.mark.parametrize("name", [*reference.NAMES, *reference.OPTIONAL])
 def test_what_measures_leaves_a_folder_that_is_read_and_judges_nothing(tmp_path, name):
     run(f"measure_{name}", tmp_path, quick=True, out=str(tmp_path / name))
     found = store.read(tmp_path, name)
     assert found.tables
-    optional = {"perplexity", "verdicts"}  # with a second model, and with judges
+    # with a second model, with judges, with broken promises
+    optional = {"perplexity", "verdicts", "violations"}
     assert all(len(table) for table_name, table in found.tables.items() if table_name not in optional)
     assert found.disturbed == "measured in its quick size, which is too small to judge"
 

@@ -1,6 +1,7 @@
 """Streams under faults: a small campaign on real endpoints, and what the checks of promises see."""
 
 import asyncio
+import contextlib
 import json
 
 import httpx
@@ -154,18 +155,21 @@ EVENTS = [{"content": "a", "tokens": [5], "stop": False, "tokens_predicted": i} 
 
 
 async def _server(reader, writer):
-    head = await reader.readuntil(b"\r\n\r\n")
-    await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
-    writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
-    for event in EVENTS:
-        raw = f"data: {json.dumps(event)}\n\n".encode()
-        writer.write(b"%x\r\n%b\r\n" % (len(raw), raw))
+    """Four events in chunks, unless the client leaves."""
+    with contextlib.suppress(OSError):
+        head = await reader.readuntil(b"\r\n\r\n")
+        await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for event in EVENTS:
+            raw = f"data: {json.dumps(event)}\n\n".encode()
+            writer.write(b"%x\r\n%b\r\n" % (len(raw), raw))
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        writer.write(b"0\r\n\r\n")
         await writer.drain()
-        await asyncio.sleep(0.01)
-    writer.write(b"0\r\n\r\n")
-    await writer.drain()
     writer.close()
-    await writer.wait_closed()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def _through(*faults):
@@ -185,6 +189,7 @@ async def _through(*faults):
         raw += type(error).__name__.encode()
     await proxy.close()
     server.close()
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})  # the server's handlers
     return reply.status_code, raw, proxy.exchanges[0]
 
 
