@@ -249,9 +249,12 @@ class _Answer(RemoteAnswer):
         try:
             text, ids = checks.instance_of(event["content"], str, "content"), [int(id) for id in event["tokens"]]
             stop = bool(event["stop"])
-            self.made = int(event["tokens_predicted"])
+            counted = int(event["tokens_predicted"])
         except (KeyError, TypeError, ValueError) as error:
             raise self.endpoint._unreadable(repr(error)) from None
+        if not self.made <= counted <= self.prefix.max_tokens:
+            raise ProtocolError(self.endpoint.name, f"it counts {counted} tokens after {self.made}")
+        self.made = counted
         self.prefilled, made = self.prefix_tokens, self.made - (self.index - self.first)
         if stop:
             return self._last(event, made)
@@ -281,6 +284,8 @@ class _Answer(RemoteAnswer):
     async def _completed(self, text: str, ids: list[int], made: int) -> list[Token]:
         """`made` tokens that share one text; all but the last were held back, and their ids have to be found out."""
         if len(ids) < made:
+            if text.isascii():  # only the tokens of an unfinished character are held back
+                raise ProtocolError(self.endpoint.name, f"{made - len(ids)} of its tokens have not come")
             found = await self.endpoint.ids_of(text)
             known = len(found) == made and list(found[made - len(ids) :]) == ids
             rest: list[int | None] = list(found) if known else [None] * (made - len(ids)) + list(ids)
