@@ -225,7 +225,7 @@ def test_the_gallery_shows_every_exhibit(tmp_path, capsys):
     assert main(["gallery", str(tmp_path)]) == 0
     text = (tmp_path / "README.md").read_text()
     assert text.index("`another`: ") < text.index("`try_one`: ")
-    assert "<a id=\"try_one\"></a>\n\n### A line\n\n![A line](try_one.svg)" in text
+    assert '<a id="try_one"></a>\n\n### A line\n\n![A line](try_one.svg)' in text
     assert "Simulated, from committed tables. [svg](try_one.svg)" in text
     bibliography = (tmp_path / "exhibits.bib").read_text()
     keys = re.findall(r"^@\w+\{(.+),$", bibliography, re.MULTILINE)
