@@ -27,7 +27,7 @@ def browser():
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     path = next(filter(None, map(shutil.which, names)), None)
     if path is None:
-        pytest.skip(f"none of {', '.join(names)} is on the PATH")
+        pytest.skip(f"no Chromium: none of {', '.join(names)} is on the PATH")
     args = ["--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in UNUSED)]
     with playwright.sync_playwright() as started:
         chromium = started.chromium.launch(executable_path=path, args=args)

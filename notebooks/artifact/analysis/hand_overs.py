@@ -14,6 +14,11 @@ OTHER = {"server": "device", "device": "server"}
 SETTINGS = {"raw": "direct", "last hop": "emulated network"}  # of the server, as measured
 
 
+def setting_name(setting: str) -> str:
+    """A measured setting in words; "quiet" is that of the exact hand-overs, with no other request at the server."""
+    return SETTINGS.get(setting, "direct, no other requests")
+
+
 def by_kind(measured: Measured) -> pd.DataFrame:
     """Every answer that migrated, with its `kind` and its `source` endpoint.
 
