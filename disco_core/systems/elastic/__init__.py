@@ -1,0 +1,9 @@
+"""ElastiLM (arXiv 2409.09071): one model in many sizes, and the size that answers chosen for each request.
+
+`levels` reads the sizes that were made offline, `endpoint` serves them.
+"""
+
+from disco_core.systems.elastic.endpoint import ElasticEndpoint
+from disco_core.systems.elastic.levels import Level, load_levels
+
+__all__ = ["ElasticEndpoint", "Level", "load_levels"]
