@@ -194,6 +194,10 @@ def words(prompt: str | Sequence[Message]) -> str:
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
 
 
+class Estimate(int):
+    """A count that had to be estimated since a server did not answer; a stream notes it in its record's warnings."""
+
+
 def estimate(prompt: Prompt) -> int:
     """Estimated tokens of a prompt: four bytes a token, a rule of thumb for English."""
     return -(-len(words(prompt).encode()) // 4) if isinstance(prompt, str) or is_chat(prompt) else len(prompt)

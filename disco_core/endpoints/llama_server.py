@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 
 from disco_core import checks
-from disco_core.endpoints.base import Generation, Prefix, Prompt, Token, estimate, is_chat
+from disco_core.endpoints.base import Estimate, Generation, Prefix, Prompt, Token, estimate, is_chat
 from disco_core.endpoints.events import BROKEN, LONGEST_EVENT, as_dict, token_count
 from disco_core.endpoints.http import Remote, RemoteAnswer
 from disco_core.endpoints.stop import sampling, stop_texts
@@ -87,7 +87,7 @@ class LlamaServerEndpoint(Remote):
             raise failed
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt, with chat template and BOS if the model has one; an estimate if the server is gone."""
+        """Tokens of a prompt, with chat template and BOS if the model has one; an `Estimate` if the server is gone."""
         if not (isinstance(prompt, str) or is_chat(prompt)):
             return len(prompt)
         if time.monotonic() >= self._mute_until:
@@ -96,7 +96,7 @@ class LlamaServerEndpoint(Remote):
             except (EndpointError, ValueError, KeyError, TypeError):  # for `generate` to report
                 self._mute_until = time.monotonic() + self.deadline_s
         self.estimated += 1
-        return estimate(prompt)
+        return Estimate(estimate(prompt))
 
     def apply_chat_template(self, prompt: Prompt) -> str | Sequence[int]:
         """The prompt as the model gets it: messages in the chat template, which the server applies."""

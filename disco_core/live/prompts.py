@@ -6,7 +6,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from disco_core.cost import End
-from disco_core.endpoints.base import Endpoint, Prompt, Token, checked_prompt, copy_prompt, estimate, is_chat
+from disco_core.endpoints.base import (
+    Endpoint,
+    Estimate,
+    Prompt,
+    Token,
+    checked_prompt,
+    copy_prompt,
+    estimate,
+    is_chat,
+)
 from disco_core.errors import InputError
 from disco_core.migration import Rule
 from disco_core.record import Record
@@ -154,6 +163,8 @@ class Prompts:
             counted = endpoint.count(prompt)
             if not 0 <= counted < math.inf or counted != int(counted):
                 raise ValueError(f"{counted!r} is no number of tokens")
+            if isinstance(counted, Estimate):
+                self.warn(f"{endpoint.name}: the prompt's tokens are estimated")
             return int(counted)
         except Exception as error:  # a user's function
             self.warn(f"{endpoint.name} cannot count tokens: {describe(error)}")
