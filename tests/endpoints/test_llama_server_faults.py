@@ -65,3 +65,15 @@ def test_a_stream_whose_tokens_had_to_be_estimated_says_so(prompt, path):
         record, estimated = asyncio.run(go(url))
     assert estimated > 0
     assert "there: the prompt's tokens are estimated" in record.warnings
+
+
+@pytest.mark.parametrize(
+    "models",
+    [{"data": [{"id": "m"}]}, {"data": [{"status": {"value": "loaded"}}]}, {"data": [{"meta": None}]}, {"models": 7}],
+)
+def test_an_address_that_is_no_llama_cpp_server_with_a_model_is_named(models):
+    with (
+        serving(sends(), FACTS | {"/v1/models": models}) as url,
+        pytest.raises(dc.EndpointError, match=f"^there: {url}"),
+    ):
+        LlamaServerEndpoint(url, name="there")
