@@ -114,13 +114,8 @@ def checked(value: Any, name: str) -> Endpoint:
     if isinstance(value, type) or missing:
         lacking = f", which has no {', '.join(missing)}" if len(missing) < len(wanted) and missing else ""
         raise InputError(f"{name} must be an endpoint, got {value!r:.80}{lacking}")
-    for field, kind in (
-        ("name", str),
-        ("vocabulary", str),
-        ("continues", bool),
-        ("prefix_cache", bool),
-        ("remote", bool),
-    ):
+    kinds = {"name": str, "vocabulary": str, "continues": bool, "prefix_cache": bool, "remote": bool}
+    for field, kind in kinds.items():
         checks.instance_of(getattr(value, field), kind, f"{name}: {field}")
     if value.context is not None:
         checks.count(value.context, f"{name}: context")
