@@ -113,8 +113,8 @@ class LlamaCppEndpoint(LlamaEndpoint):
         if chat_template is not None:
             checks.instance_of(chat_template, str, f"{name}: chat_template")
         self.chat_template, self._path = chat_template, model_file(name, model_path)
-        self._options = {"n_ctx": checks.count(n_ctx, f"{name}: n_ctx")}
-        self._options["n_threads"] = checks.count(n_threads, f"{name}: n_threads")
+        threads, context = checks.count(n_threads, f"{name}: n_threads"), checks.count(n_ctx, f"{name}: n_ctx")
+        self._options = {"n_threads": threads, "n_threads_batch": threads, "n_ctx": context}
         self._llama = self._load()
         self._bos = self._mark(self._llama.token_bos())
         self._closed = False
@@ -207,24 +207,15 @@ class LlamaCppEndpoint(LlamaEndpoint):
             from llama_cpp import Llama
         except ImportError as error:
             raise RefusedError(self.name, "it needs the package llama-cpp-python") from error
-        threads = self._options["n_threads"]
         try:
             with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are intended
-                llama = Llama(
-                    model_path=str(self._path),
-                    n_threads_batch=threads,
-                    n_batch=BATCH,
-                    n_ubatch=BATCH,
-                    verbose=False,
-                    **self._options,
-                )
+                llama = Llama(str(self._path), n_batch=BATCH, n_ubatch=BATCH, verbose=False, **self._options)
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{self.name}: model_path {str(self._path)!r} cannot be loaded: {error}") from None
-        trained = llama._model.n_ctx_train()
-        if self._options["n_ctx"] > trained:
+        wanted, trained = self._options["n_ctx"], llama._model.n_ctx_train()
+        if wanted > trained:
             llama.close()
-            limit = f"n_ctx must be at most {trained} for {self._path.name}, got {self._options['n_ctx']}"
-            raise InputError(f"{self.name}: {limit}")
+            raise InputError(f"{self.name}: n_ctx must be at most {trained} for {self._path.name}, got {wanted}")
         return llama
 
     def _own(self) -> None:

@@ -119,10 +119,6 @@ class LlamaServerEndpoint(LlamaEndpoint, Remote):
         request = {"tokens": list(ids)}
         return await asyncio.to_thread(self._ask, "/detokenize", lambda found: str(found["content"]), request)
 
-    async def ids_of(self, text: str) -> tuple[int, ...]:
-        """The ids the server's tokenizer gives to a text, taken literally."""
-        return await asyncio.to_thread(self._tokenize, text, False, False)
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r}, name={self.name!r})"
 
@@ -262,7 +258,7 @@ class _Answer(RemoteAnswer):
             return ids
         if text.isascii():  # only the tokens of an unfinished character are held back
             raise ProtocolError(self.endpoint.name, f"{missing} of its tokens have not come")
-        found = await self.endpoint.ids_of(text)
+        found = await asyncio.to_thread(self.endpoint._tokenize, text, False, False)
         return found if len(found) == made and [*found[missing:]] == ids else [*[None] * missing, *ids]
 
     async def _closed(self, text: str, ids: list[int | None]) -> str:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +25,7 @@ from disco_core.errors import InputError, RefusedError, StalledError
 HOST = "127.0.0.1"
 
 
-class LocalServer:
+class LocalServer(AbstractContextManager["LocalServer"]):
     """The constructor starts it and returns once it is healthy; `url` is its address. Close it, or use `with`.
 
     model_path   GGUF file
@@ -85,9 +85,6 @@ class LocalServer:
             if process.poll() is None:  # it has no state to save
                 os.killpg(process.pid, signal.SIGKILL)
         self._stderr.close()
-
-    def __enter__(self) -> "LocalServer":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
