@@ -1,7 +1,7 @@
 """The generations of a live answer: each is run, requested token by token, timed, stopped and charged."""
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -171,10 +171,8 @@ class Generations:
     def begin(self, end: End, *, failover: bool = False, prompt_only: bool = False) -> GenerationTask:
         """Start one, and charge its prefill; `prompt_only`: without the tokens generated so far."""
         prompts, settings = self.prompts, self.settings
-        generated = () if prompt_only else prompts.generated_for(end)
-        prefix = Prefix(
-            copy_prompt(prompts.of(end)[0]), generated, settings.max_tokens - len(generated), settings.seed
-        )
+        prompt, generated = prompts.of(end)[0], () if prompt_only else prompts.generated_for(end)
+        prefix = Prefix(copy_prompt(prompt), generated, settings.max_tokens - len(generated), settings.seed)
         if prompts.endpoints[end].remote:
             self._closing.append(asyncio.create_task(self._correct(end, generated, len(self.prefixes[end]))))
         self.prefixes[end].append((prompts.prefix_tokens(end, generated), failover))
@@ -193,22 +191,16 @@ class Generations:
             closing.add_done_callback(partial(self._charge, task))  # also if the loop is closed and cancels it
             self._closing.append(closing)
 
-    def stop_all(self) -> None:
-        """Cancel all of them in the background."""
-        for end in End:
-            self.stop(end)
-
     async def close(self) -> None:
-        """Stop all, and wait until they have stopped and servers have counted, at most `confirm_s`."""
-        self.stop_all()
+        """Wait until all have stopped and servers have counted, at most `confirm_s`."""
         if self._closing:
             await asyncio.wait(self._closing)
         self.prompts.close()
 
-    async def first_of(self, tasks: Collection[GenerationTask], at: float | None) -> None:
-        """Wake at the first of these tokens or at a time, after all else that happens at that instant."""
+    async def news(self, at: float | None) -> None:
+        """Wake at news of those that run or at a time, after all else that happens at that instant."""
         loop = asyncio.get_running_loop()
-        waited: list[asyncio.Future[Any]] = [loop.create_future(), *(task.next for task in tasks)]
+        waited: list[asyncio.Future[Any]] = [loop.create_future(), *(task.next for task in self.running.values())]
         timer = None if at is None else loop.call_at(self.start + at, waited[0].cancel)
         try:
             await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)

@@ -50,7 +50,8 @@ class Machine:
             self.record.error = error
             raise
         finally:
-            self.generations.stop_all()
+            for end in End:
+                self.generations.stop(end)
 
     def due_s(self, index: int, source: End) -> float:
         """The earliest release of a token: at the reading rate from the first one on, unless the rule paces."""
@@ -77,7 +78,7 @@ class Machine:
                 at = starts.pop(end)
                 self.generations.begin(end, failover=at < planned.get(end, math.inf))
                 self._limit_first_token(end, at, starts)
-            await self.generations.first_of(running.values(), min(starts.values(), default=None))
+            await self.generations.news(min(starts.values(), default=None))
             for _, task in sorted(running.items()):  # the server first: it wins a tie
                 if not task.next.done():
                     continue
@@ -147,8 +148,7 @@ class Machine:
         decision = self.rule.decide(self._state(target))
         wanted = decision.action in (Action.HAND_OVER, Action.PREFILL)
         refusal = (self.prompts.refusal(target) if wanted else None) or decision.reason
-        if refusal:
-            note(self.record.refusals, refusal)
+        note(self.record.refusals, refusal)
         possible = wanted and not refusal
         if possible and decision.action is Action.PREFILL and not self.generations.prefixes[target]:
             self.generations.begin(target, prompt_only=True)
@@ -200,8 +200,7 @@ class Machine:
         target = End(1 - source)
         refusal = self.prompts.refusal(target)
         self._settle_others(source, None)
-        if refusal:
-            note(self.record.refusals, refusal)
+        note(self.record.refusals, refusal)
         if refusal or target in self._failed:
             raise self._none_can_continue()
         if reason and self.prompts.splits_text(target):
@@ -220,7 +219,7 @@ class Machine:
                 return await self._race({source: self.generations.now()})
             if math.isinf(decision.again_s):
                 break
-            await self.generations.first_of([task], decision.again_s)
+            await self.generations.news(decision.again_s)
         return task
 
     def _fail(self, task: GenerationTask, failure: EndpointError) -> None:

@@ -69,14 +69,14 @@ class Prompts:
         self._unbuilt: dict[End, str] = {}  # why an endpoint has no prompt of its own, and so never is a target
 
     async def tokens(self, end: End) -> int:
-        """Tokens of the prompt as given; an estimate if a server takes longer than `COUNT_S` to count them."""
+        """Tokens of the prompt, for the plan; an estimate if a server takes longer than `COUNT_S` to count them."""
         if end in self._given:
             return self._given[end]
-        try:
-            return await asyncio.wait_for(asyncio.to_thread(self._counted, end, self.prompt), COUNT_S)
-        except TimeoutError:
+        self.of(end)
+        done, _ = await asyncio.wait([self._asking[end]], timeout=COUNT_S)
+        if not done:
             note(self.record.warnings, f"{self.endpoints[end].name}: the prompt's tokens are estimated")
-            return max(1, estimate(self.prompt))
+        return max(1, self.of(end)[1])
 
     def of(self, end: End) -> tuple[Prompt, int]:
         """The prompt for an endpoint, by rule and chat template, and its tokens: as far as they are known by now."""
@@ -115,9 +115,8 @@ class Prompts:
     def splits_text(self, target: End) -> bool:
         """Whether the target would get text that is cut after white space, which servers strip or repeat."""
         tokens = self.record.tokens
-        if not tokens or not tokens[-1].text[-1:].isspace():
-            return False
-        return not all(self._takes_ids(target, source) for source in {token.source for token in tokens})
+        after_space = bool(tokens) and tokens[-1].text[-1:].isspace()
+        return after_space and not all(self._takes_ids(target, token.source) for token in tokens)
 
     def refusal(self, target: End) -> str | None:
         """Why an endpoint cannot continue the answer; None if it can."""
@@ -132,7 +131,7 @@ class Prompts:
         return None
 
     def close(self) -> None:
-        """Wait for no server any more."""
+        """Stop waiting for servers."""
         for asking in self._asking.values():
             asking.cancel()
 
@@ -182,9 +181,9 @@ class Prompts:
             return estimate(prompt)
 
 
-def note(texts: list[str], text: str) -> None:
-    """Add a text to a list of the record, once."""
-    if text not in texts:
+def note(texts: list[str], text: str | None) -> None:
+    """Add a text, if there is one, to a list of the record, once."""
+    if text and text not in texts:
         texts.append(text)
 
 

@@ -58,21 +58,21 @@ def stream(
     if not (first_token_s is None or callable(first_token_s)):
         first_token_s = checks.positive(first_token_s, "first_token_s")
     settings = Settings(
-        checked_prompt(prompt),
-        (checked(server, "server"), checked(device, "device")),
-        checks.instance_of(plan, DispatchPlan, "plan"),
-        rule,
-        checks.count(max_tokens, "max_tokens"),
-        checks.generator(rng) if rng is not None or plan.probability.shape[1] > 1 else None,
-        None if start_s is None else checks.number(start_s, "start_s"),
-        checks.positive(rule.reading_rate if reading_rate is None else reading_rate, "reading_rate"),
-        checks.instance_of(wait, bool, "wait"),
-        checks.positive(stall_s, "stall_s"),
-        checks.positive(confirm_s, "confirm_s"),
-        first_token_s,
-        checks.instance_of(after_filter, bool, "after_filter"),
-        on_reasoning,
-        None if seed is None else non_negative_int(seed, "seed"),
+        prompt=checked_prompt(prompt),
+        endpoints=(checked(server, "server"), checked(device, "device")),
+        plan=checks.instance_of(plan, DispatchPlan, "plan"),
+        rule=rule,
+        max_tokens=checks.count(max_tokens, "max_tokens"),
+        rng=checks.generator(rng) if rng is not None or plan.probability.shape[1] > 1 else None,
+        start_s=None if start_s is None else checks.number(start_s, "start_s"),
+        reading_rate=checks.positive(rule.reading_rate if reading_rate is None else reading_rate, "reading_rate"),
+        wait=checks.instance_of(wait, bool, "wait"),
+        stall_s=checks.positive(stall_s, "stall_s"),
+        confirm_s=checks.positive(confirm_s, "confirm_s"),
+        first_token_s=first_token_s,
+        after_filter=checks.instance_of(after_filter, bool, "after_filter"),
+        on_reasoning=on_reasoning,
+        seed=None if seed is None else non_negative_int(seed, "seed"),
     )
     machine = Machine(settings)
     if machine.rule_paces and not wait:
