@@ -197,7 +197,7 @@ class Generations:
             await asyncio.wait(self._closing)
         self.prompts.close()
 
-    async def news(self, at: float | None) -> None:
+    async def wait_for_news(self, at: float | None) -> None:
         """Wake at news of those that run or at a time, after all else that happens at that instant."""
         loop = asyncio.get_running_loop()
         waited: list[asyncio.Future[Any]] = [loop.create_future(), *(task.next for task in self.running.values())]
@@ -221,7 +221,7 @@ class Generations:
             cached = tokens if self.prompts.endpoints[end].prefix_cache else 0
 
     async def _correct(self, end: End, generated: Sequence[Token], number: int) -> None:
-        """Charge a server's own count of a prefix in place of an estimate."""
+        """Charge a server's own count of the endpoint's prefix of that number in place of an estimate."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.confirm_s):
                 tokens = await self.prompts.exact_prefix_tokens(end, generated)

@@ -54,7 +54,7 @@ class Machine:
                 self.generations.stop(end)
 
     def due_s(self, index: int, source: End) -> float:
-        """The earliest release of a token: at the reading rate from the first one on, unless the rule paces."""
+        """The earliest release of a token: as the rule's `due_s` says, or at the reading rate from the first on."""
         if index and self.rule_paces and self.rule.target is not None:
             return self.rule.due_s(self._state(self.rule.target), index, source)
         return (self.record.ttft_s or 0.0) + index / self.settings.reading_rate
@@ -66,7 +66,7 @@ class Machine:
         return handovers[-1].target if handovers else self.record.winner
 
     async def _race(self, planned: dict[End, float]) -> GenerationTask | None:
-        """RACE: each endpoint starts at its time unless the other answered before; the first token wins.
+        """RACE: each endpoint starts at its planned time unless the other answered before; the first token wins.
 
         An endpoint that fails, or ends without a token, has lost, and the other one starts at once. None: every
         endpoint ended without a token, so the answer is empty.
@@ -75,10 +75,10 @@ class Machine:
         while running or starts:
             now = asyncio.get_running_loop().time()  # compared on the loop's scale: a difference of times is rounded
             for end in [end for end in End if self.generations.start + starts.get(end, math.inf) <= now]:
-                at = starts.pop(end)
+                at = starts.pop(end)  # before the planned time where the other one failed or is late
                 self.generations.begin(end, failover=at < planned.get(end, math.inf))
                 self._limit_first_token(end, at, starts)
-            await self.generations.news(min(starts.values(), default=None))
+            await self.generations.wait_for_news(min(starts.values(), default=None))
             for _, task in sorted(running.items()):  # the server first: it wins a tie
                 if not task.next.done():
                     continue
@@ -219,7 +219,7 @@ class Machine:
                 return await self._race({source: self.generations.now()})
             if math.isinf(decision.again_s):
                 break
-            await self.generations.news(decision.again_s)
+            await self.generations.wait_for_news(decision.again_s)
         return task
 
     def _fail(self, task: GenerationTask, failure: EndpointError) -> None:
