@@ -116,7 +116,7 @@ class LlamaCppEndpoint(LlamaEndpoint):
         threads, context = checks.count(n_threads, f"{name}: n_threads"), checks.count(n_ctx, f"{name}: n_ctx")
         self._options = {"n_threads": threads, "n_threads_batch": threads, "n_ctx": context}
         self._llama = self._load()
-        self._bos = self._mark(self._llama.token_bos())
+        self._bos, self._eos = self._mark(self._llama.token_bos()), self._mark(self._llama.token_eos())
         self._closed = False
         self._identify(self._llama.n_vocab(), self._llama.n_ctx())
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -175,8 +175,6 @@ class LlamaCppEndpoint(LlamaEndpoint):
         return f"{type(self).__name__}({self._path.name!r}, {self.name!r})"
 
     def _templated(self, messages: str) -> str:
-        if self._closed:
-            raise RefusedError(self.name, "it is closed")
         try:
             if self._chat is not None:
                 return str(self._chat(messages=json.loads(messages)).prompt)
@@ -189,8 +187,7 @@ class LlamaCppEndpoint(LlamaEndpoint):
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         template = self.chat_template or self._llama.metadata.get("tokenizer.chat_template")
-        eos = self._mark(self._llama.token_eos())
-        return None if template is None else Jinja2ChatFormatter(template, eos_token=eos, bos_token=self._bos)
+        return None if template is None else Jinja2ChatFormatter(template, eos_token=self._eos, bos_token=self._bos)
 
     def _mark(self, id: int) -> str:
         """The text of a special token; "" if the model has none."""
