@@ -95,7 +95,7 @@ class Endpoint:
     remote: bool = False
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt, with chat template, by its own tokenizer; an estimate, not an error, if that fails."""
+        """Tokens of a prompt, with chat template, by its own tokenizer; an `Estimate`, no error, if that fails."""
         return estimate(prompt)
 
     def apply_chat_template(self, prompt: Prompt) -> Prompt:
@@ -190,7 +190,7 @@ def words(prompt: str | Sequence[Message]) -> str:
 
 
 class Estimate(int):
-    """A count that had to be estimated since a server did not answer; a stream notes it in its record's warnings."""
+    """Tokens that had to be estimated, since counting them failed; a stream notes that in its record's warnings."""
 
 
 def estimate(prompt: Prompt) -> int:
