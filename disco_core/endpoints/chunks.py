@@ -1,14 +1,16 @@
 """The tokens in the chunks of OpenAI's API, of which every field may be missing, null or of another shape."""
 
+import asyncio
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from disco_core.endpoints.base import Prefix, Token
 from disco_core.endpoints.events import FILTER, Characters, as_dict, error_words, normal, token_count
-from disco_core.endpoints.http import Remote, RemoteAnswer, Request
+from disco_core.endpoints.http import LINGER_S, Remote, RemoteAnswer, Request
 from disco_core.endpoints.seam import Seam
-from disco_core.errors import CutError, EndpointError, FilteredError, ProtocolError
+from disco_core.errors import CutError, EndpointError, FilteredError
 
 # Why an answer ended, in letters and digits alone: it is complete, or the limit on tokens was reached. Servers make
 # their words out of these parts, such as `stop_sequence` or `max_tokens`; any other part says that it is neither.
@@ -42,26 +44,29 @@ class ChunkedAnswer(RemoteAnswer):
 
     usage    gets what a complete answer was billed
     billed   (prompt, completion) tokens as the server billed them; None where it did not say
-    echoed   whether it began with an echo of the text it was to continue, which was dropped
+    seam     between the text it continues and its own
     """
-
-    billed: tuple[int, int] | None
 
     def __init__(
         self, endpoint: Remote, path: str, request: Request, prefix: Prefix, usage: list[tuple[int, int]]
     ) -> None:
         super().__init__(endpoint, path, request, prefix)
-        self.name, self.index, self.limit = endpoint.name, len(prefix.generated), prefix.max_tokens
-        self.billed, self._usage = None, usage
+        self.name, self.index, self._usage = endpoint.name, len(prefix.generated), usage
+        self.end = self.index + prefix.max_tokens
+        self.billed: tuple[int, int] | None = None
         self._reason, self._word, self._reported_reasoning = "", "", 0
         self._shown = self._reasoned = 0  # tokens that came as text of the answer, and of reasoning
         self._counts_tokens = False  # whether the server lists the tokens of a piece
-        self._seam = Seam("".join(token.text for token in prefix.generated))
+        self.seam = Seam(endpoint.name, "".join(token.text for token in prefix.generated))
         self._characters, self._thoughts = Characters(), Characters()
 
-    @property
-    def echoed(self) -> bool:
-        return self._seam.echoed
+    async def aclose(self) -> None:
+        """Cancel; where all tokens that were asked for have come, only once the server has said what it bills."""
+        if self.index == self.end:
+            with suppress(StopAsyncIteration, EndpointError, TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    await anext(self._tokens)
+        await super().aclose()
 
     async def read(self, event: dict[str, Any]) -> list[Token]:
         """The tokens in a chunk; none in one with only a role, a usage or a filter's result."""
@@ -101,8 +106,8 @@ class ChunkedAnswer(RemoteAnswer):
         if self.billed:
             made = max(made, self.billed[1] - max(self._reasoned, self._reported_reasoning))
         known = self.billed or self._counts_tokens or self._reasoned or not self._shown
-        if known and made < self.limit:
-            raise CutError(self.name, f"it stopped after {made} of {self.limit} tokens: {self._word}")
+        if known and made < self.prefix.max_tokens:
+            raise CutError(self.name, f"it stopped after {made} of {self.prefix.max_tokens} tokens: {self._word}")
 
     def _bill(self, usage: Any) -> None:
         """What a usage says; what Gemini and xAI leave out of the completion, but not of the total, is reasoning."""
@@ -147,11 +152,6 @@ class ChunkedAnswer(RemoteAnswer):
 
     def _seamless(self, text: str, last: bool = False) -> list[Token]:
         """Tokens of a text that follows, without an echo of the text before it."""
-        try:
-            pieces = [*(self._seam.feed(text) if text else ()), *(self._seam.end() if last else ())]
-        except ValueError as error:
-            failed: EndpointError = ProtocolError(self.name, str(error))
-        else:
-            self.index += len(pieces)
-            return [Token(self.index - len(pieces) + i, piece) for i, piece in enumerate(pieces)]
-        raise failed
+        pieces = self.seam.join(text, last)
+        self.index += len(pieces)
+        return [Token(self.index - len(pieces) + i, piece) for i, piece in enumerate(pieces)]

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 import os
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -130,7 +129,7 @@ class Remote(Endpoint):
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=16)
         options: dict[str, Any] = {"timeout": self.deadline_s, "limits": limits, **self._settings}
         try:
-            return httpx.AsyncClient(event_hooks={"request": [watched]}, **options)
+            return httpx.AsyncClient(**options)
         except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
             what = self._quote(error if isinstance(error, OSError) else type(error).__name__, 200)
         proxies = ", ".join(unusable_proxies()) if self._settings["trust_env"] else ""
@@ -170,17 +169,22 @@ class Remote(Endpoint):
 
     async def _send(self, path: str, body: dict[str, Any], stack: AsyncExitStack) -> httpx.Response:
         """The response; the request is sent again, on a new connection, if an idle one had been dropped."""
+        connected = list[str]()
+
+        async def trace(event: str, _: object) -> None:
+            connected.extend([event] if event == "connection.connect_tcp.started" else [])
 
         async def send(client: httpx.AsyncClient) -> httpx.Response:
-            message = client.build_request("POST", f"{self._address}{path}", json=body)
+            url = f"{self._address}{path}"
+            message = client.build_request("POST", url, json=body, extensions={"trace": trace})
             response = await client.send(message, stream=True)
             stack.push_async_callback(response.aclose)
             return response
 
         try:
             return await send(self._pool())
-        except httpx.HTTPError as error:
-            if not stale(error):
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if connected:
                 raise
             self.stale_retries += 1
         return await send(await stack.enter_async_context(self._new_client()))
@@ -293,17 +297,14 @@ class Remote(Endpoint):
 
 async def _received(response: httpx.Response, answer: RemoteAnswer) -> AsyncGenerator[bytes, None]:
     """The bytes of a response, until it ends, or does not for `LINGER_S` after the answer has."""
-    clock, deadline, made = asyncio.get_running_loop().time, math.inf, -1
+    clock, deadline, made = asyncio.get_running_loop().time, 0.0, -1
     received: Any = response.aiter_bytes()
     async with aclosing(received) as pieces:
         with suppress(StopAsyncIteration, TimeoutError):
             while True:
-                if not answer.done:
-                    yield await anext(pieces)
-                    continue
-                if answer.made > made:  # some servers give a finish reason with every chunk
+                if answer.done and answer.made > made:  # some servers give a finish reason with every chunk
                     deadline, made = clock() + LINGER_S, answer.made
-                yield await asyncio.wait_for(anext(pieces), max(0.0, deadline - clock()))
+                yield await asyncio.wait_for(anext(pieces), max(0.0, deadline - clock()) if answer.done else None)
 
 
 def unusable_proxies() -> list[str]:
@@ -317,19 +318,3 @@ def unusable_proxies() -> list[str]:
         except Exception:
             unusable.append(name)
     return sorted(unusable) or sorted(names.keys() & {"no_proxy", "NO_PROXY"})
-
-
-async def watched(request: httpx.Request) -> None:
-    """An event hook of a client that marks a request whose connection was new."""
-
-    async def trace(event: str, _: object) -> None:
-        if event == "connection.connect_tcp.started":
-            request.extensions["connected"] = True
-
-    request.extensions["trace"] = trace
-
-
-def stale(error: httpx.HTTPError) -> bool:
-    """Whether a request failed unanswered on a connection used before, which is no failure of the endpoint."""
-    dropped = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError)
-    return dropped and "connected" not in error.request.extensions

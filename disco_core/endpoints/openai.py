@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -146,20 +147,17 @@ class OpenAIEndpoint(Remote):
         except EndpointError as error:
             failure = error
         if re.match(r"\W*(five|5)\b", text.lower()):
-            self.probed[way] = "works" if not answer.echoed else "works; the echo of the beginning is dropped"
+            self.probed[way] = "works" if not answer.seam.echoed else "works; the echo of the beginning is dropped"
             return None
         failure = failure or ProtocolError(self.name, f"it starts over: {text[:60]!r}")
         self.probed[way] = str(failure)
         return failure
 
     def _answer(self, prefix: Prefix, way: Continuation) -> ChunkedAnswer:
-        async def request() -> dict[str, Any]:
-            return self._request(prefix, way)
-
         path = "/completions" if way == "completions" else "/chat/completions"
-        return ChunkedAnswer(self, path, request, prefix, self.usage)
+        return ChunkedAnswer(self, path, partial(self._request, prefix, way), prefix, self.usage)
 
-    def _request(self, prefix: Prefix, way: Continuation) -> dict[str, Any]:
+    async def _request(self, prefix: Prefix, way: Continuation) -> dict[str, Any]:
         raw, prompt = way == "completions", prefix.prompt
         if not prompt or not (isinstance(prompt, str) or (is_chat(prompt) and not raw)):
             wanted = "a text" if raw else "a text or messages"

@@ -150,7 +150,7 @@ def test_a_bad_setting_names_endpoint_and_field(field, value):
 @pytest.mark.parametrize("continuation", ["plain", "completions"])
 def test_parameters_have_the_names_that_the_server_at_the_address_knows(host, sent, continuation):
     endpoint = OpenAIEndpoint("m", base_url=f"https://{host}/v1", api_key="k", continuation=continuation)
-    request = endpoint._request(Prefix("hi", (), 8, 7), continuation)
+    request = asyncio.run(endpoint._request(Prefix("hi", (), 8, 7), continuation))
     if continuation == "completions":
         sent = {"max_tokens": 8, "seed": 7}
     assert {name: request.get(name) for name in sent} == sent
@@ -243,8 +243,8 @@ def cut(data, text):
 
 
 def seamless(before, pieces):
-    seam = Seam(before)
-    return "".join([*(part for one in pieces if one for part in seam.feed(one)), *seam.end()])
+    seam = Seam("there", before)
+    return "".join([*(part for one in pieces for part in seam.join(one)), *seam.join("", last=True)])
 
 
 @given(

@@ -615,6 +615,8 @@ FRAMES = [
     ),
 ]
 
+SPENT = billed(10, completion_tokens_details={"reasoning_tokens": 8})
+HIDDEN = {"max_tokens": 2, "texts": ("Salt", "."), "undelivered": 8}
 BILLS = [
     _case(
         "E",
@@ -659,6 +661,14 @@ BILLS = [
         texts=("Salt.",),
         reasoning=("hm",),
         undelivered=7,
+    ),
+    *(
+        _case("E", f"usage {name} all that was asked for", C("Salt"), *sent, DONE, **HIDDEN)
+        for name, sent in {
+            "with": [C(".", "length", usage=SPENT)],
+            "after": [C("."), C({}, "length", usage=SPENT)],
+            "in a chunk of its own after": [C(".", "length"), data({"choices": [], "usage": SPENT})],
+        }.items()
     ),
     _case(
         "E", "groq's usage", C("Salt."), choices(*STOPS, x_groq={"usage": billed(7)}), texts=("Salt.",), undelivered=6
