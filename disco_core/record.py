@@ -46,7 +46,7 @@ class Record:
 
     late_s             seconds after its `released_s` at which each token reached the reader; empty with `wait=False`
     prefill            charged: the full prefix of every generation that was started, or only its new tokens where
-                       the endpoint prefix_cache its prefix cache
+                       the endpoint continues from its prefix cache
     decode             charged: every generated token, also those never shown; counted when the generation has stopped
     failover_prefill   the part of prefill that only a failure caused; it is not part of the budget
     reasoning          tokens of reasoning text, which are part of decode and not of the answer

@@ -95,7 +95,7 @@ class Endpoint:
     remote: bool = False
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt, with chat template, by its own tokenizer; an estimate, not an error, if that fails."""
+        """Tokens of a prompt, with chat template, by its own tokenizer; an `Estimate`, no error, if that fails."""
         return estimate(prompt)
 
     def apply_chat_template(self, prompt: Prompt) -> Prompt:
@@ -114,13 +114,8 @@ def checked(value: Any, name: str) -> Endpoint:
     if isinstance(value, type) or missing:
         lacking = f", which has no {', '.join(missing)}" if len(missing) < len(wanted) and missing else ""
         raise InputError(f"{name} must be an endpoint, got {value!r:.80}{lacking}")
-    for field, kind in (
-        ("name", str),
-        ("vocabulary", str),
-        ("continues", bool),
-        ("prefix_cache", bool),
-        ("remote", bool),
-    ):
+    kinds = {"name": str, "vocabulary": str, "continues": bool, "prefix_cache": bool, "remote": bool}
+    for field, kind in kinds.items():
         checks.instance_of(getattr(value, field), kind, f"{name}: {field}")
     if value.context is not None:
         checks.count(value.context, f"{name}: context")
@@ -192,6 +187,10 @@ def non_negative_int(value: Any, name: str) -> int:
 def words(prompt: str | Sequence[Message]) -> str:
     """The text of a prompt, or the contents of all its messages, without a chat template."""
     return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+
+
+class Estimate(int):
+    """Tokens that had to be estimated, since counting them failed; a stream notes that in its record's warnings."""
 
 
 def estimate(prompt: Prompt) -> int:

@@ -1,21 +1,27 @@
 """The tokens in the chunks of OpenAI's API, of which every field may be missing, null or of another shape."""
 
+import asyncio
+import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from disco_core.endpoints.base import Prefix, Token
-from disco_core.endpoints.events import FILTERS, Characters, as_dict, normal, token_count
-from disco_core.endpoints.http import Remote, RemoteAnswer, Request
+from disco_core.endpoints.events import FILTER, Characters, as_dict, error_words, normal, token_count
+from disco_core.endpoints.http import LINGER_S, Remote, RemoteAnswer, Request
 from disco_core.endpoints.seam import Seam
-from disco_core.errors import CutError, EndpointError, FilteredError, ProtocolError
+from disco_core.errors import CutError, EndpointError, FilteredError
 
-# why an answer ended, in letters and digits alone: it is complete, or the limit on tokens was reached
-COMPLETE = {"stop", "stopped", "stopsequence", "stoptoken", "stopword", "word", "eos", "eostoken", "eot", "eotid"}
-COMPLETE |= {"endofsequence", "end", "endturn", "endofturn", "endoftext", "imend", "done", "finished", "finish"}
-COMPLETE |= {"complete", "completed", "completion", "success", "normal"}
-LIMITS = {"length", "maxlength", "modellength", "contextlength", "limit", "tokenlimit", "maxtokens"}
-LIMITS |= {"maxoutputtokens", "maxnewtokens", "maxcompletiontokens", "maxcontextlength", "modelcontextwindowexceeded"}
-UNFINISHED = {"", "none", "null", "unspecified", "inprogress"}
+# Why an answer ended, in letters and digits alone: it is complete, or the limit on tokens was reached. Servers make
+# their words out of these parts, such as `stop_sequence` or `max_tokens`; any other part says that it is neither.
+COMPLETE = re.compile(
+    "(stop|stopped|end|ended|eos|eot|eom|done|finish|finished|complete|completed|completion|success|normal|natural"
+    "|hit|matched|reached|by|of|model|turn|text|im|message|sequence|string|str|token|word|id|s)+"
+)
+LIMIT = re.compile(
+    "(max|maximum|new|output|completion|context|model|window|tokens?|length|limit|exceeded|reached|stopped|by)+"
+)
+UNFINISHED = {"", "none", "null", "unspecified", "inprogress", "notfinished"}
 TEXTS = ("text", "thinking", "reasoning", "content", "summary", "refusal", "value")  # where a part has its text
 
 
@@ -38,59 +44,61 @@ class ChunkedAnswer(RemoteAnswer):
 
     usage    gets what a complete answer was billed
     billed   (prompt, completion) tokens as the server billed them; None where it did not say
-    echoed   whether it began with an echo of the text it was to continue, which was dropped
+    seam     between the text it continues and its own
     """
-
-    billed: tuple[int, int] | None
 
     def __init__(
         self, endpoint: Remote, path: str, request: Request, prefix: Prefix, usage: list[tuple[int, int]]
     ) -> None:
         super().__init__(endpoint, path, request, prefix)
-        self.name, self.index, self.limit = endpoint.name, len(prefix.generated), prefix.max_tokens
-        self.billed, self._usage = None, usage
+        self.name, self.index, self._usage = endpoint.name, len(prefix.generated), usage
+        self.end = self.index + prefix.max_tokens
+        self.billed: tuple[int, int] | None = None
         self._reason, self._word, self._reported_reasoning = "", "", 0
         self._shown = self._reasoned = 0  # tokens that came as text of the answer, and of reasoning
-        self._choice: Any = None  # the index of the answer among several
         self._counts_tokens = False  # whether the server lists the tokens of a piece
-        self._seam, self._characters = Seam("".join(token.text for token in prefix.generated)), Characters()
+        self.seam = Seam(endpoint.name, "".join(token.text for token in prefix.generated))
+        self._characters, self._thoughts = Characters(), Characters()
 
-    @property
-    def echoed(self) -> bool:
-        return self._seam.echoed
+    async def aclose(self) -> None:
+        """Cancel; where all tokens that were asked for have come, only once the server has said what it bills."""
+        if self.index == self.end:
+            with suppress(StopAsyncIteration, EndpointError, TimeoutError):
+                async with asyncio.timeout(LINGER_S):
+                    await anext(self._tokens)
+        await super().aclose()
 
     async def read(self, event: dict[str, Any]) -> list[Token]:
         """The tokens in a chunk; none in one with only a role, a usage or a filter's result."""
-        tokens = list[Token]()
         self._bill(event.get("usage") or as_dict(event.get("x_groq")).get("usage"))
-        choices = event.get("choices")
-        for choice in map(as_dict, choices if isinstance(choices, list) else [choices]):
-            index = choice.get("index")
-            self._choice = index if self._choice is None else self._choice
-            if index not in (None, self._choice):
-                continue  # another answer, which nobody asked for
-            delta = as_dict(choice.get("delta"))
-            if not delta and not self._shown:
-                delta = as_dict(choice.get("message"))  # by a server that does not stream
-            tokens += self._read(choice, delta)
-            self._bill(choice.get("usage"))
-            reason = choice.get("finish_reason") or delta.get("finish_reason")
-            reason = as_dict(reason).get("type", reason)
-            if normal(reason) not in UNFINISHED:
-                self._reason, self._word, self.done = normal(reason), self.endpoint._quote(reason), True
+        choices, before = event.get("choices"), self._shown + self._reasoned
+        # one answer was asked for: where the index of a choice changes, it counts tokens or parts of the answer
+        choice = next(filter(None, map(as_dict, choices if isinstance(choices, list) else [choices])), {})
+        delta = as_dict(choice.get("delta"))
+        if not delta and not self._shown:
+            delta = as_dict(choice.get("message"))  # by a server that does not stream
+        tokens = self._read(choice, delta)
+        self._bill(choice.get("usage"))
+        self.repeating = self.repeating or (bool(self._reason) and self._shown + self._reasoned > before)
+        reason = choice.get("finish_reason") or choice.get("finishReason") or delta.get("finish_reason")
+        word = as_dict(reason).get("type", reason)
+        if normal(word) not in UNFINISHED:
+            self._reason = normal(word)
+            self._word = self.endpoint._quote(": ".join(filter(None, [str(word), error_words(as_dict(reason))])))
+        self.done = bool(self._reason) and not self.repeating
         self.made = max(self._shown + self._reasoned, self.billed[1] if self.billed else 0)
         return tokens
 
     def finish(self) -> list[Token]:
         """Half a character and the pieces still held back; an error unless the answer is complete."""
-        if self._reason in FILTERS:
+        if FILTER.search(self._reason):
             raise FilteredError(self.name, f"its content filter stopped the answer: {self._word}")
-        if self._reason in LIMITS:
+        if not COMPLETE.fullmatch(self._reason):
+            if not LIMIT.fullmatch(self._reason):
+                raise CutError(self.name, f"it stopped early: {self._word}")
             self._check_limit()
-        elif self._reason not in COMPLETE:
-            raise CutError(self.name, f"it stopped early: {self._word}")
         self._usage += [self.billed] if self.billed else []
-        return self._seamless(self._characters.join("", last=True), last=True)
+        return self._thought("", last=True) + self._seamless(self._characters.join("", last=True), last=True)
 
     def _check_limit(self) -> None:
         """CutError unless the tokens that were asked for have come, as far as is known."""
@@ -98,33 +106,41 @@ class ChunkedAnswer(RemoteAnswer):
         if self.billed:
             made = max(made, self.billed[1] - max(self._reasoned, self._reported_reasoning))
         known = self.billed or self._counts_tokens or self._reasoned or not self._shown
-        if known and made < self.limit:
-            raise CutError(self.name, f"it stopped after {made} of {self.limit} tokens: {self._word}")
+        if known and made < self.prefix.max_tokens:
+            raise CutError(self.name, f"it stopped after {made} of {self.prefix.max_tokens} tokens: {self._word}")
 
     def _bill(self, usage: Any) -> None:
+        """What a usage says; what Gemini and xAI leave out of the completion, but not of the total, is reasoning."""
         usage = as_dict(usage)
         prompt, completion = token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens"))
-        if completion is not None:
-            self.billed = prompt or 0, completion
         details = as_dict(usage.get("completion_tokens_details"))
-        reasoning = token_count(details.get("reasoning_tokens")) or token_count(usage.get("reasoning_tokens"))
+        reasoning = token_count(details.get("reasoning_tokens")) or token_count(usage.get("reasoning_tokens")) or 0
+        if completion is not None:
+            total = token_count(usage.get("total_tokens")) or 0
+            hidden = max(0, total - prompt - completion) if prompt is not None else 0
+            self.billed, reasoning = (prompt or 0, completion + hidden), max(reasoning, hidden)
         self._reported_reasoning = reasoning or self._reported_reasoning
 
     def _read(self, choice: dict[str, Any], delta: dict[str, Any]) -> list[Token]:
         """The tokens of reasoning and of the answer in one choice."""
-        reasoning = delta.get("reasoning_content") or delta.get("reasoning") or delta.get("thinking")
+        thought = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
+        reasoning = next((delta[key] for key in thought if delta.get(key)), None)
         content = delta.get("content") or delta.get("text") or choice.get("text") or delta.get("refusal")
         tokens, listed = list[Token](), self._listed(choice)
         for text, reasons in [*((text, True) for text, _ in parts(reasoning)), *parts(content)]:
             if reasons:
                 self._reasoned += 1
-                tokens.append(Token(self.index, Characters().join(text, last=True), reasoning=True))
+                tokens += self._thought(text)
                 continue
             pieces = listed if "".join(listed) == text else [text]
             self._shown += len(listed) or 1
             for piece in filter(None, pieces):
                 tokens += self._seamless(self._characters.join(piece))
         return tokens
+
+    def _thought(self, text: str, last: bool = False) -> list[Token]:
+        text = self._thoughts.join(text, last)
+        return [Token(self.index, text, reasoning=True)] if text else []
 
     def _listed(self, choice: dict[str, Any]) -> list[str]:
         """The texts of a chunk's tokens, where its logprobs list them."""
@@ -136,11 +152,6 @@ class ChunkedAnswer(RemoteAnswer):
 
     def _seamless(self, text: str, last: bool = False) -> list[Token]:
         """Tokens of a text that follows, without an echo of the text before it."""
-        try:
-            pieces = [*(self._seam.feed(text) if text else ()), *(self._seam.end() if last else ())]
-        except ValueError as error:
-            failed: EndpointError = ProtocolError(self.name, str(error))
-        else:
-            self.index += len(pieces)
-            return [Token(self.index - len(pieces) + i, piece) for i, piece in enumerate(pieces)]
-        raise failed
+        pieces = self.seam.join(text, last)
+        self.index += len(pieces)
+        return [Token(self.index - len(pieces) + i, piece) for i, piece in enumerate(pieces)]

@@ -8,35 +8,29 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-LONGEST_EVENT = 1 << 22  # bytes
+LONGEST_EVENT, LONGEST_STRAY = 1 << 22, 4000  # bytes, characters
 BROKEN = "\N{REPLACEMENT CHARACTER}"
+BETWEEN = re.compile(r'\A(\s|data:|"?\[DONE\]"?)*', re.I)  # what stands between the objects of an event
 # where servers put their words for an error, and what they call a content filter, in letters and digits alone
-WORDS: tuple[str, ...] = ("error", "errors", "title", "message", "msg", "detail", "details", "error_description")
-WORDS += (
-    "error_message",
-    "error_msg",
-    "errorMessage",
-    "reason",
-    "description",
-    "fault",
-    "faultstring",
-    "metadata",
-    "raw",
+WORDS = {"error", "errors", "title", "message", "msg", "detail", "details", "errordescription", "errormessage"}
+WORDS |= {"errormsg", "statusmsg", "baseresp", "reason", "description", "fault", "faultstring", "metadata", "raw"}
+FILTER = re.compile(
+    "contentfilter|safety|recitation|prohibitedcontent|blocklist|spii|guardrail|moderation|refusal|sensitive|filtered"
+    "|toxic|policyviolation|inspection|modelarmor|flagged"
 )
-FILTERS = {"contentfilter", "contentfiltered", "contentpolicyviolation", "responsibleaipolicyviolation", "safety"}
-FILTERS |= {"recitation", "prohibitedcontent", "blocklist", "spii", "guardrail", "guardrailintervened", "moderation"}
-FILTERS |= {"refusal", "sensitive", "filtered", "errortoxic", "imagesafety"}
 
 
 class Events:
     """Server-sent events, as the HTML standard has them, from bytes that may be cut anywhere.
+
+    JSON in lines of its own counts as data, as servers send it that do not stream, or that lost the field's name.
 
     stray   text that belongs to no event, such as a proxy's error page
     """
 
     def __init__(self) -> None:
         self.stray, self._rest, self._after_return = "", b"", False
-        self._name, self._data = "", list[str]()
+        self._name, self._data, self._bare = "", list[str](), False
 
     def feed(self, raw: bytes) -> Iterator[tuple[str, str]]:
         """Name and data of the events that these bytes complete. ValueError for an event that is too long."""
@@ -50,14 +44,16 @@ class Events:
         for raw_line in lines:
             line = raw_line.decode(errors="surrogateescape").removeprefix("\ufeff")
             field, _, value = line.partition(":")
-            value = value.removeprefix(" ")
+            self._bare = bool(line) and (self._bare or (not self.stray and line.lstrip()[:1] in ("{", "[")))
             if field in ("data", "error"):  # older llama.cpp servers report an error under its own name
-                self._data.append(value)
+                self._data.append(value.removeprefix(" "))
                 self._name = "error" if field == "error" else self._name
+            elif self._bare:
+                self._data.append(line)
             elif field == "event":
                 self._name = value.strip().lower()
             elif line and field not in ("", "id", "retry"):
-                self.stray = f"{self.stray}{line}\n"[:4000]
+                self.stray = f"{self.stray}{line}\n"[:LONGEST_STRAY]
             elif not line:
                 if self._data:
                     yield self._name, "\n".join(self._data)
@@ -65,12 +61,22 @@ class Events:
 
 
 def objects(data: str) -> list[Any]:
-    """The JSON of an event: one value, or one in each line where the blank lines between events are missing."""
-    try:
-        return [json.loads(data)]
-    except (ValueError, RecursionError):
-        lines = [line for line in data.split("\n") if line.strip(' "').upper() not in ("", "[DONE]")]
-        return [json.loads(line) for line in lines]
+    """The JSON values in the data of an event, of which there may be none or several.
+
+    ValueError for anything else, unless an error is among them: it may come after an event that was cut.
+    """
+    values: list[Any] = []
+    failed: ValueError | None = None
+    while data := BETWEEN.sub("", data, count=1):
+        try:
+            value, end = json.JSONDecoder().raw_decode(data)
+            values += value if isinstance(value, list) else [value]
+        except (ValueError, RecursionError) as error:
+            failed, end = ValueError(str(error)), len(data.partition("\n")[0])
+        data = data[end:]
+    if failed and not any(map(error_in, values)):
+        raise failed
+    return values
 
 
 class Characters:
@@ -100,34 +106,42 @@ def error_words(value: Any, depth: int = 5) -> str:
         return value if isinstance(value, str) else ""
     if isinstance(value, list):
         return "; ".join(filter(None, (error_words(one, depth - 1) for one in value)))
-    if not isinstance(value, dict):
-        return ""
-    text = ": ".join(dict.fromkeys(filter(None, (error_words(value.get(key), depth - 1) for key in WORDS))))
-    where = value.get("loc")  # a field that was not accepted
+    found = (error_words(one, depth - 1) for key, one in as_dict(value).items() if normal(key) in WORDS)
+    text = ": ".join(dict.fromkeys(filter(None, found)))
+    where = as_dict(value).get("loc")  # a field that was not accepted
     return f"{'.'.join(map(str, where))}: {text}" if isinstance(where, list) and text else text
 
 
-def is_filtered(value: Any, depth: int = 5) -> bool:
+def is_filtered(value: Any, depth: int = 8) -> bool:
     """Whether an error says that a content filter stopped the answer."""
-    if not isinstance(value, dict) or depth == 0:
-        return False
-    named = any(normal(value.get(key)) in FILTERS for key in ("code", "type", "status"))
-    return named or any(is_filtered(one, depth - 1) for one in value.values())
+    if isinstance(value, list):
+        return depth > 0 and any(is_filtered(one, depth - 1) for one in value)
+    error = as_dict(value)
+    named = any(FILTER.search(normal(error.get(key))) for key in ("code", "type", "status"))
+    return named or "flagged_input" in error or is_filtered([*error.values()], depth - 1)
 
 
 def page(raw: bytes) -> Any:
     """What a reply that is no stream of events says: its JSON, or else its text without HTML."""
+    with suppress(ValueError):
+        if found := [one for _, data in Events().feed(raw + b"\n\n") for one in objects(data)]:
+            return found if len(found) > 1 else found[0]
     text = raw.decode(errors="replace")
-    with suppress(ValueError, RecursionError):
-        return json.loads(text)
     if re.search(r"<(!doctype|html|head|body|title|h1|center)\b", text[:4000], re.I):
         text = html.unescape(re.sub(r"(?is)<(script|style)\b.*?</\1>|<[^>]*>", " ", text[:4000]))
     return text
 
 
-def is_error(event: dict[str, Any]) -> bool:
-    """Whether an event reports an error."""
-    return bool(event.get("error")) or "error" in (event.get("object"), event.get("type"))
+def error_in(event: Any) -> dict[str, Any]:
+    """The part of an event that reports an error: all of it, a choice, what Groq adds; empty if there is none."""
+    event = as_dict(event)
+    choices = event.get("choices")
+    places = [event, event.get("x_groq"), event.get("response"), *(choices if isinstance(choices, list) else [])]
+    for place in map(as_dict, [*places, *(as_dict(place).get("delta") for place in places)]):
+        error = place.get("error")
+        if any(error.values()) if isinstance(error, dict) else error:
+            return place
+    return event if "error" in (event.get("object"), event.get("type")) else {}
 
 
 def as_dict(value: Any) -> dict[str, Any]:

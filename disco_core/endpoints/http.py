@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 import os
 import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
@@ -14,7 +13,7 @@ import httpx
 
 from disco_core import checks
 from disco_core.endpoints.base import Endpoint, Prefix, Token
-from disco_core.endpoints.events import Events, error_words, is_error, is_filtered, objects, page
+from disco_core.endpoints.events import LONGEST_STRAY, Events, error_in, error_words, is_filtered, objects, page
 from disco_core.endpoints.stop import Answer
 from disco_core.errors import (
     CutError,
@@ -28,11 +27,12 @@ from disco_core.errors import (
 
 Request = Callable[[], Awaitable[dict[str, Any]]]
 LONGEST_PAGE = 1 << 16  # bytes of a reply that is no stream of events
-LINGER_S = 1.0  # seconds that the connection may take to end after the answer has; it can be used again then
+LINGER_S = 2.0  # seconds that the connection may take to end after the answer has; it can be used again then
 MEANING = {
     401: "the key is wrong or missing",
     403: "the key does not allow this",
     404: "no such address or model",
+    405: "this address takes no requests",
     429: "too many requests",
 }
 STREAMS = ("text/event-stream", "application/octet-stream", "text/plain", "")
@@ -69,11 +69,12 @@ def address(url: str, name: str) -> str:
 class RemoteAnswer(Answer):
     """An answer out of the events of a server.
 
-    done   whether the server has said how it ended: whatever happens to the connection afterwards is no failure
-    stray  words of an event that is no part of an answer, perhaps the reason why there is none
+    done       whether the server has said how it ended: whatever happens to the connection afterwards is no failure
+    repeating  whether it says so with every event, as some servers do: only the end of the stream is the end then
+    stray      words of an event that is no part of an answer, perhaps the reason why there is none
     """
 
-    done = False
+    done = repeating = False
     stray = ""
 
     def __init__(self, endpoint: "Remote", path: str, request: Request, prefix: Prefix) -> None:
@@ -128,7 +129,7 @@ class Remote(Endpoint):
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=16)
         options: dict[str, Any] = {"timeout": self.deadline_s, "limits": limits, **self._settings}
         try:
-            return httpx.AsyncClient(event_hooks={"request": [watched]}, **options)
+            return httpx.AsyncClient(**options)
         except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
             what = self._quote(error if isinstance(error, OSError) else type(error).__name__, 200)
         proxies = ", ".join(unusable_proxies()) if self._settings["trust_env"] else ""
@@ -149,9 +150,7 @@ class Remote(Endpoint):
             async with AsyncExitStack() as stack:
                 response = await self._send(path, await request(), stack)
                 async for name, data in await stack.enter_async_context(aclosing(self._events(response, answer))):
-                    for event in self._parsed(name, data):
-                        if "choices" not in event and "content" not in event:
-                            answer.stray = error_words(event) or answer.stray
+                    for event in self._parsed(name, data, answer):
                         for token in await answer.read(event):
                             yield token
         except (GeneratorExit, asyncio.CancelledError):
@@ -170,74 +169,76 @@ class Remote(Endpoint):
 
     async def _send(self, path: str, body: dict[str, Any], stack: AsyncExitStack) -> httpx.Response:
         """The response; the request is sent again, on a new connection, if an idle one had been dropped."""
+        connected = list[str]()
+
+        async def trace(event: str, _: object) -> None:
+            connected.extend([event] if event == "connection.connect_tcp.started" else [])
 
         async def send(client: httpx.AsyncClient) -> httpx.Response:
-            message = client.build_request("POST", f"{self._address}{path}", json=body)
+            url = f"{self._address}{path}"
+            message = client.build_request("POST", url, json=body, extensions={"trace": trace})
             response = await client.send(message, stream=True)
             stack.push_async_callback(response.aclose)
             return response
 
         try:
             return await send(self._pool())
-        except httpx.HTTPError as error:
-            if not stale(error):
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+            if connected:
                 raise
             self.stale_retries += 1
         return await send(await stack.enter_async_context(self._new_client()))
 
     async def _events(self, response: httpx.Response, answer: RemoteAnswer) -> AsyncGenerator[tuple[str, str], None]:
         """Name and data of each event; a stream that ends before the answer is done is an EndpointError."""
-        kind, events = response.headers.get("content-type", ""), Events()
-        failed: EndpointError | None = None
+        failed, events = None, Events()
         if not response.is_success:
             raise self._refusal(response, await self._page(response))
-        if kind.split(";")[0].strip().lower() not in STREAMS:
-            raw = await self._page(response)
-            if b'"choices"' not in raw:
-                why = f"it answered with {self._quote(kind)}, not with a stream of events"
-                raise self._error(ProtocolError, page(raw), why)
-            yield "", raw.decode(errors="replace")  # the whole answer, by a server that does not stream
-        else:
-            try:
-                async with aclosing(_received(response, answer)) as pieces:
-                    async for piece in pieces:
-                        for event in events.feed(piece):
-                            yield event
-            except Exception as error:
-                failed = self._broken(error)
+        try:
+            async with aclosing(_received(response, answer)) as pieces:
+                async for piece in pieces:
+                    for event in events.feed(piece):
+                        yield event
+                    if len(events.stray) == LONGEST_STRAY:
+                        break
+        except Exception as error:
+            failed = self._broken(error)
         for name, data in events.feed(b"\n\n"):
             with suppress(ValueError):  # the connection ended within it
                 if name == "error" or objects(data):
                     yield name, data
-        if not answer.done:
+        if failed or not (answer.done or answer.repeating):
             told = page(events.stray.encode(errors="replace")) if events.stray else answer.stray
-            raise failed or self._error(CutError, told, "the stream ended without a finish reason")
+            raise failed or self._unfinished(response, told)
+        answer.done = True
 
     async def _page(self, response: httpx.Response) -> bytes:
-        """The body of a response that is no stream of events, as far as it comes soon."""
+        """The body of a refusal, as far as it comes soon."""
         raw = b""
         with suppress(httpx.HTTPError, TimeoutError):
-            async with asyncio.timeout(self.deadline_s if response.is_success else min(LINGER_S, self.deadline_s)):
+            async with asyncio.timeout(min(LINGER_S, self.deadline_s)):
                 async for piece in response.aiter_bytes():
                     raw += piece
                     if len(raw) > LONGEST_PAGE:
                         break
         return raw
 
-    def _parsed(self, name: str, data: str) -> Iterator[dict[str, Any]]:
+    def _parsed(self, name: str, data: str, answer: RemoteAnswer) -> Iterator[dict[str, Any]]:
         """The objects in the data of an event; none in a keep-alive. An EndpointError if it reports one."""
-        if name in ("ping", "heartbeat", "keepalive", "keep-alive") or data.strip(' "\n').upper() in ("", "[DONE]"):
+        if name in ("ping", "heartbeat", "keepalive", "keep-alive"):
             return
         try:
             values = objects(data)
         except ValueError as error:
-            if name in ("", "message") or data.lstrip().startswith("{"):
+            if name != "error" and data.lstrip().startswith(("{", "[")):
                 raise self._unreadable(error) from None
-            values = [data] if name == "error" else []
+            values, answer.stray = [data] * (name == "error"), data
         for value in values:
-            if name == "error" or (isinstance(value, dict) and is_error(value)):
-                raise self._error(CutError, value)
+            if (found := error_in(value)) or name == "error":
+                raise self._error(CutError, found or value)
             if isinstance(value, dict):
+                unknown = data if not {"choices", "content"} & value.keys() else ""
+                answer.stray = error_words(value) or answer.stray or unknown
                 yield value
             elif value is not None:
                 raise self._unreadable(data)
@@ -248,7 +249,7 @@ class Remote(Endpoint):
 
     def _error(self, kind: type[EndpointError], value: Any, what: str = "") -> EndpointError:
         """An error in the server's own words, which `value` has in some shape."""
-        if isinstance(value, dict) and is_filtered(value):
+        if is_filtered(value):
             kind = FilteredError
         told = self._quote(error_words(value) or (json.dumps(value) if value else ""), 300)
         return kind(self.name, ": ".join(filter(None, [what, told])) or "an error")
@@ -257,8 +258,16 @@ class Remote(Endpoint):
         """The error for a status that is no success."""
         status, after = response.status_code, self._quote(response.headers.get("retry-after", ""))
         after = f", Retry-After {after}{' s' if after.isdigit() else ''}" if after else ""
-        what = ": ".join(filter(None, [f"{status}{after}", MEANING.get(status, "")]))
+        where = f" at {self._quote(response.url.copy_with(query=None), 100)}" if status in (404, 405) else ""
+        what = ": ".join(filter(None, [f"{status}{where}{after}", MEANING.get(status, "")]))
         return self._error(RefusedError, page(body), what)
+
+    def _unfinished(self, response: httpx.Response, told: Any) -> EndpointError:
+        """The error for a stream that ended before its answer, or that is none."""
+        media = response.headers.get("content-type", "")
+        if media.split(";")[0].strip().lower() in STREAMS:
+            return self._error(CutError, told, "the stream ended without a finish reason")
+        return self._error(ProtocolError, told, f"it answered with {self._quote(media)}, not with a stream of events")
 
     def _unreadable(self, error: object) -> ProtocolError:
         return ProtocolError(self.name, f"it sent something unreadable: {self._quote(error, 80)}")
@@ -267,7 +276,7 @@ class Remote(Endpoint):
         """The error for a failure of the transport, or for what nobody can read."""
         name, what = self.name, self._quote(error, 200) or type(error).__name__
         if isinstance(error, httpx.ConnectTimeout):
-            return RefusedError(name, "it cannot be reached: no connection within its deadline")
+            return RefusedError(name, f"it cannot be reached at {self._address}: no connection within its deadline")
         if isinstance(error, httpx.TimeoutException):
             return StalledError(name, "it sent nothing within its deadline")
         cause: BaseException | None = error
@@ -276,7 +285,7 @@ class Remote(Endpoint):
                 return RefusedError(name, f"TLS failed: {what}")
             cause = cause.__cause__ or cause.__context__
         if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL | httpx.ProxyError):
-            return RefusedError(name, f"it cannot be reached: {what}")
+            return RefusedError(name, f"it cannot be reached at {self._address}: {what}")
         if isinstance(error, httpx.TooManyRedirects):
             return RefusedError(name, f"it sends from one address to another: {what}")
         if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in what and "closed" not in what:
@@ -288,15 +297,14 @@ class Remote(Endpoint):
 
 async def _received(response: httpx.Response, answer: RemoteAnswer) -> AsyncGenerator[bytes, None]:
     """The bytes of a response, until it ends, or does not for `LINGER_S` after the answer has."""
-    clock, deadline = asyncio.get_running_loop().time, math.inf
+    clock, deadline, made = asyncio.get_running_loop().time, 0.0, -1
     received: Any = response.aiter_bytes()
     async with aclosing(received) as pieces:
         with suppress(StopAsyncIteration, TimeoutError):
-            while not answer.done:
-                yield await anext(pieces)
-            deadline = clock() + LINGER_S
             while True:
-                yield await asyncio.wait_for(anext(pieces), max(0.0, deadline - clock()))
+                if answer.done and answer.made > made:  # some servers give a finish reason with every chunk
+                    deadline, made = clock() + LINGER_S, answer.made
+                yield await asyncio.wait_for(anext(pieces), max(0.0, deadline - clock()) if answer.done else None)
 
 
 def unusable_proxies() -> list[str]:
@@ -310,19 +318,3 @@ def unusable_proxies() -> list[str]:
         except Exception:
             unusable.append(name)
     return sorted(unusable) or sorted(names.keys() & {"no_proxy", "NO_PROXY"})
-
-
-async def watched(request: httpx.Request) -> None:
-    """An event hook of a client that marks a request whose connection was new."""
-
-    async def trace(event: str, _: object) -> None:
-        if event == "connection.connect_tcp.started":
-            request.extensions["connected"] = True
-
-    request.extensions["trace"] = trace
-
-
-def stale(error: httpx.HTTPError) -> bool:
-    """Whether a request failed unanswered on a connection used before, which is no failure of the endpoint."""
-    dropped = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError | httpx.WriteError)
-    return dropped and "connected" not in error.request.extensions

@@ -1,7 +1,7 @@
 """A model in this process by llama-cpp-python: one owner thread, and jobs that can be cancelled in mid-prefill.
 
-The model's context belongs to one thread, which runs one job after the other; other threads give it jobs and get
-tokens back through queues. The vocabulary never changes and is read from any thread.
+Only that thread runs the model, one job after the other; other threads give it jobs and get tokens back through
+queues. The vocabulary never changes and is read from any thread.
 """
 
 import asyncio
@@ -14,17 +14,17 @@ import queue
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
-from contextlib import closing, redirect_stderr, suppress
+from contextlib import closing, redirect_stderr
 from functools import cached_property, lru_cache
 from io import StringIO
-from itertools import islice, takewhile
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from disco_core import checks
-from disco_core.endpoints.base import Endpoint, Generation, Prefix, Prompt, Token, estimate
-from disco_core.endpoints.stop import Answer, sampling, stop_texts
-from disco_core.endpoints.vocabulary import PROBE, apply_chat_template, fingerprint, prompt_segments, validate_prompt
+from disco_core.endpoints.base import Generation, Prefix, Token
+from disco_core.endpoints.stop import Answer
+from disco_core.endpoints.vocabulary import LlamaEndpoint
 from disco_core.errors import CutError, EndpointError, InputError, RefusedError
 
 if TYPE_CHECKING:
@@ -56,15 +56,14 @@ class _Job(Answer):
         super().__init__(endpoint._answer(self), prefix, endpoint.stop)
         self.endpoint, self.prefix = endpoint, prefix
         self.news: asyncio.Queue[Token | EndpointError | None] = asyncio.Queue()
-        self.ended, self.start = asyncio.Event(), threading.Lock()  # `start` is taken by the owner or an early cancel
+        self.run: Future[None] = Future()  # cancelled if the owner has not begun it, done once the owner has left it
         self.flag = ctypes.create_string_buffer(2)  # "" goes on, any text aborts
 
     @property
     def prefilled(self) -> int | None:  # type: ignore[override]
         """Tokens of the prefix processed so far; None unless it is running."""
         endpoint = self.endpoint
-        running = endpoint._at is self and not endpoint._closed
-        return min(len(self.ids), endpoint._llama.n_tokens) if running else None
+        return min(len(self.ids), endpoint._llama.n_tokens) if endpoint._at is self else None
 
     def cancel(self) -> None:
         self.flag[0] = b"!"
@@ -73,21 +72,14 @@ class _Job(Answer):
     def cancelled(self) -> bool:
         return bool(self.flag.value)
 
-    def tell(self, news: Token | EndpointError) -> None:
-        self._call(self.news.put_nowait, news)
-
-    def end(self) -> None:
-        self._call(self.news.put_nowait, None)
-        self._call(self.ended.set)
-
-    def _call(self, function: Any, *arguments: Any) -> None:
+    def tell(self, news: Token | EndpointError | None) -> None:
         try:
-            self.loop.call_soon_threadsafe(function, *arguments)
+            self.loop.call_soon_threadsafe(self.news.put_nowait, news)
         except RuntimeError:  # its loop is closed: nobody listens any more
             self.cancel()
 
 
-class LlamaCppEndpoint(Endpoint):
+class LlamaCppEndpoint(LlamaEndpoint):
     """An endpoint in this process. Close it, or use it as a context manager, `async` or not.
 
     model_path     GGUF file; InputError if it is missing, something else, or cannot be loaded
@@ -116,58 +108,35 @@ class LlamaCppEndpoint(Endpoint):
         top_p: float | None = None,
         stop: str | Sequence[str] | None = None,
     ) -> None:
-        self.name, self.continues, self.confirmed = checks.instance_of(name, str, "name"), True, 0
-        self.prefix_cache = checks.instance_of(prefix_cache, bool, f"{name}: prefix_cache")
-        self.temperature, self.top_p = sampling(name, temperature, top_p)
-        self.stop = stop_texts(stop, f"{name}: stop")
-        given = chat_template
-        self.chat_template = None if given is None else checks.instance_of(given, str, f"{name}: chat_template")
-        self._path = model_file(name, model_path)
-        self._options = {"n_ctx": checks.count(n_ctx, f"{name}: n_ctx")}
-        self._options["n_threads"] = checks.count(n_threads, f"{name}: n_threads")
+        self.name, self.confirmed = checks.instance_of(name, str, "name"), 0
+        self._configure(temperature, top_p, stop, prefix_cache)
+        if chat_template is not None:
+            checks.instance_of(chat_template, str, f"{name}: chat_template")
+        self.chat_template, self._path = chat_template, model_file(name, model_path)
+        threads, context = checks.count(n_threads, f"{name}: n_threads"), checks.count(n_ctx, f"{name}: n_ctx")
+        self._options = {"n_threads": threads, "n_threads_batch": threads, "n_ctx": context}
+        self._llama = self._load()
+        self._bos, self._eos = self._mark(self._llama.token_bos()), self._mark(self._llama.token_eos())
+        self._closed = False
+        self._identify(self._llama.n_vocab(), self._llama.n_ctx())
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._open: set[_Job] = set()
         self._at: _Job | None = None  # the job that the owner runs, once the state is cut to the common beginning
-        self._closed = False
-        loaded: Future[Llama] = Future()
-        self._owner = threading.Thread(target=self._own, args=(loaded,), name=name, daemon=True)
+        self._owner = threading.Thread(target=self._own, name=name, daemon=True)
         self._owner.start()
-        self._llama = loaded.result()
         atexit.register(self.close)  # a daemon thread inside a model's step would not survive the interpreter's end
-        self._tokenize = lru_cache(maxsize=4096)(self._tokenized)
-        self._template = lru_cache(maxsize=256)(self._templated)
-        self._size: int = self._llama.n_vocab()
-        self._bos = self._mark(self._llama.token_bos())
-        self.context = self._llama.n_ctx()
-        self.vocabulary = fingerprint(self._size, self._tokenize(PROBE, False))
-
-    def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt, with chat template and BOS if the model has one; an estimate if that fails."""
-        try:
-            text = self.apply_chat_template(prompt)
-            return len(self._tokenize(text, True)) if isinstance(text, str) else len(text)
-        except RefusedError:  # for `generate` to report
-            return estimate(prompt)
-
-    def apply_chat_template(self, prompt: Prompt) -> str | Sequence[int]:
-        """The prompt as the model gets it: messages in its chat template; RefusedError if it does not take them."""
-        return apply_chat_template(prompt, self._template)
 
     def generate(self, prefix: Prefix) -> Generation:
         """The tokens that follow, up to the end of the turn. Closing stops even a prefill within milliseconds."""
         return _Job(self, prefix)
 
     async def _answer(self, job: _Job) -> AsyncGenerator[Token, None]:
-        ids, prefix = list[int](), job.prefix
-        for i, part in enumerate(prompt_segments(self.apply_chat_template(prefix.prompt), prefix.generated)):
-            ids += self._tokenize(part, i == 0) if isinstance(part, str) else part
-        validate_prompt(self.name, prefix, ids, self._size, self.context)
-        if self._closed:
-            raise RefusedError(self.name, "it is closed")
-        job.ids, job.loop = ids, asyncio.get_running_loop()
+        job.ids, job.loop = self._ids(job.prefix), asyncio.get_running_loop()
         self._open.add(job)
         self._jobs.put(job)
         try:
+            if self._closed:  # only now: a job that came before that is surely taken from the queue
+                raise RefusedError(self.name, "it is closed")
             while (news := await job.news.get()) is not None:
                 if isinstance(news, EndpointError):
                     raise news
@@ -175,8 +144,8 @@ class LlamaCppEndpoint(Endpoint):
         finally:
             job.cancel()
             self._open.discard(job)
-            if not job.start.acquire(blocking=False):
-                await job.ended.wait()
+            if not job.run.cancel():
+                await asyncio.wrap_future(job.run)
 
     def close(self) -> None:
         """Stop the running job, refuse those that wait, and free the memory. Safe to call again."""
@@ -188,6 +157,7 @@ class LlamaCppEndpoint(Endpoint):
             job.cancel()
         self._jobs.put(None)
         self._owner.join()
+        self._llama.close()
 
     def __enter__(self) -> "LlamaCppEndpoint":
         return self
@@ -205,9 +175,6 @@ class LlamaCppEndpoint(Endpoint):
         return f"{type(self).__name__}({self._path.name!r}, {self.name!r})"
 
     def _templated(self, messages: str) -> str:
-        """Messages, as JSON, in the chat template of the model."""
-        if self._closed:
-            raise RefusedError(self.name, "it is closed")
         try:
             if self._chat is not None:
                 return str(self._chat(messages=json.loads(messages)).prompt)
@@ -220,82 +187,57 @@ class LlamaCppEndpoint(Endpoint):
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
 
         template = self.chat_template or self._llama.metadata.get("tokenizer.chat_template")
-        eos = self._mark(self._llama.token_eos())
-        return None if template is None else Jinja2ChatFormatter(template, eos_token=eos, bos_token=self._bos)
+        return None if template is None else Jinja2ChatFormatter(template, eos_token=self._eos, bos_token=self._bos)
 
     def _mark(self, id: int) -> str:
         """The text of a special token; "" if the model has none."""
         return str(self._llama._model.token_get_text(id)) if id >= 0 else ""
 
-    def _tokenized(self, text: str, special: bool) -> tuple[int, ...]:
-        """Ids of a text; `special`: it begins a prompt, and gets the model's BOS unless it has one."""
+    def _tokenized(self, text: str, opening: bool) -> tuple[int, ...]:
         if self._closed:
             raise RefusedError(self.name, "it is closed")
-        adds = special and not (self._bos and text.startswith(self._bos))
+        adds = opening and not (self._bos and text.startswith(self._bos))
         return tuple(self._llama.tokenize(text.encode(), add_bos=adds, special=True))
-
-    # what follows runs in the owner thread
-
-    def _own(self, loaded: "Future[Llama]") -> None:
-        try:
-            llama = self._load()
-        except BaseException as error:
-            loaded.set_exception(error)
-            return
-        loaded.set_result(llama)
-        with closing(llama):
-            while (job := self._jobs.get()) is not None:
-                self._work(llama, job)
-        with suppress(queue.Empty):  # jobs that came while it was closing
-            while True:
-                late = self._jobs.get_nowait()
-                if late is not None:
-                    late.tell(RefusedError(self.name, "it is closed"))
-                    late.end()
 
     def _load(self) -> "Llama":
         try:
             from llama_cpp import Llama
         except ImportError as error:
             raise RefusedError(self.name, "it needs the package llama-cpp-python") from error
-        threads = self._options["n_threads"]
         try:
             with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are intended
-                llama = Llama(
-                    model_path=str(self._path),
-                    n_threads_batch=threads,
-                    n_batch=BATCH,
-                    n_ubatch=BATCH,
-                    verbose=False,
-                    **self._options,
-                )
+                llama = Llama(str(self._path), n_batch=BATCH, n_ubatch=BATCH, verbose=False, **self._options)
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{self.name}: model_path {str(self._path)!r} cannot be loaded: {error}") from None
-        trained = llama._model.n_ctx_train()
-        if self._options["n_ctx"] > trained:
+        wanted, trained = self._options["n_ctx"], llama._model.n_ctx_train()
+        if wanted > trained:
             llama.close()
-            limit = f"n_ctx must be at most {trained} for {self._path.name}, got {self._options['n_ctx']}"
-            raise InputError(f"{self.name}: {limit}")
+            raise InputError(f"{self.name}: n_ctx must be at most {trained} for {self._path.name}, got {wanted}")
         return llama
 
-    def _work(self, llama: "Llama", job: _Job) -> None:
-        """Run one job. Whatever happens, the thread survives and the job is confirmed to have ended."""
-        try:
-            if job.start.acquire(blocking=False):
-                self._generate(llama, job)
-        except Exception as error:
-            what = "it was stopped" if job.cancelled else f"{type(error).__name__}: {error}"
-            job.tell(CutError(self.name, what))
-        finally:
-            job.end()
+    def _own(self) -> None:
+        """The owner thread. Whatever happens in a job, the thread survives and the job is confirmed to have ended."""
+        while (job := self._jobs.get()) is not None:
+            if not job.run.set_running_or_notify_cancel():
+                continue
+            try:
+                self._generate(job)
+            except Exception as error:
+                what = "it was stopped" if job.cancelled else f"{type(error).__name__}: {error}"
+                job.tell(CutError(self.name, what))
+            finally:
+                job.tell(None)
+                job.run.set_result(None)
 
-    def _generate(self, llama: "Llama", job: _Job) -> None:
+    def _generate(self, job: _Job) -> None:
         from llama_cpp import llama_set_abort_callback, llama_vocab_is_eog
 
         logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # it reports every cancel as an error
+        llama = self._llama
         if not self.prefix_cache:
             llama.reset()
-        llama.n_tokens = known = _alike(llama.input_ids[: llama.n_tokens], job.ids)
+        # what needs no prefill: the common beginning, without the last token, whose output gives the next one
+        llama.n_tokens = known = llama.longest_token_prefix(llama.input_ids[: llama.n_tokens], job.ids[:-1])
         self._at = job
         llama.set_seed(0 if job.prefix.seed is None else job.prefix.seed)
         llama_set_abort_callback(llama.ctx, _abort(), ctypes.cast(job.flag, ctypes.c_void_p))
@@ -317,12 +259,6 @@ class LlamaCppEndpoint(Endpoint):
         finally:
             self._at = None
             self.confirmed += llama.n_tokens - known
-
-
-def _alike(read: Sequence[int], wanted: Sequence[int]) -> int:
-    """How many tokens need no prefill: those in common, without the last, whose output gives the next token."""
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(read, wanted[:-1], strict=False))
-    return sum(1 for _ in same)
 
 
 @lru_cache(maxsize=1)

@@ -16,25 +16,26 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import Any, TypeVar
 
 import httpx
 
 from disco_core import checks
-from disco_core.endpoints.base import Generation, Prefix, Prompt, Token, estimate, is_chat
+from disco_core.endpoints.base import Estimate, Generation, Prefix, Prompt, Token, estimate, is_chat
 from disco_core.endpoints.events import BROKEN, LONGEST_EVENT, as_dict, token_count
 from disco_core.endpoints.http import Remote, RemoteAnswer
-from disco_core.endpoints.stop import sampling, stop_texts
-from disco_core.endpoints.vocabulary import PROBE, apply_chat_template, fingerprint, prompt_segments, validate_prompt
+from disco_core.endpoints.vocabulary import LlamaEndpoint
 from disco_core.errors import CutError, EndpointError, ProtocolError, RefusedError, StalledError
+
+T = TypeVar("T")
 
 QUESTION_S = 2.0  # seconds that a blocking query may take
 MARK = "dry_allowed_length"  # a setting that `/slots` reports, of a sampler that is off
 
 
-class LlamaServerEndpoint(Remote):
+class LlamaServerEndpoint(LlamaEndpoint, Remote):
     """An endpoint behind a llama.cpp server. The constructor queries the server, so that a wrong address fails there.
 
     url            of the server, such as `LocalServer.url`
@@ -50,6 +51,8 @@ class LlamaServerEndpoint(Remote):
     messages, which the server puts in its chat template, blocks the first time for a query (about a millisecond on
     the same machine); a server that did not answer is not queried again for `deadline_s`.
     """
+
+    remote = True
 
     def __init__(
         self,
@@ -67,40 +70,21 @@ class LlamaServerEndpoint(Remote):
         secure = isinstance(url, str) and url.startswith("https:")
         verify = httpx.create_ssl_context(trust_env=False) if secure else False
         super().__init__(name, url, api_key, deadline_s, {"verify": verify, "trust_env": False})
-        self.url, self.continues, self.remote = self._address, True, True
-        self.prefix_cache = checks.instance_of(prefix_cache, bool, f"{name}: prefix_cache")
-        self.temperature, self.top_p = sampling(name, temperature, top_p)
-        self.stop = stop_texts(stop, f"{name}: stop")
-        self.confirm_s = checks.positive(confirm_s, f"{name}: confirm_s")
+        self._configure(temperature, top_p, stop, prefix_cache)
+        self.url, self.confirm_s = self._address, checks.positive(confirm_s, f"{name}: confirm_s")
         self.unconfirmed = self.estimated = 0
         self._mute_until = 0.0
-        self._tokenize, failed = lru_cache(maxsize=4096)(self._tokenized), None
-        self._template = lru_cache(maxsize=256)(self._templated)
-        try:
-            self._size, self.context = self._facts()
-            self._bos = self._tokenize("", True)
-            self.vocabulary = fingerprint(self._size, self._tokenize(PROBE, False))
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            what = self._quote(repr(error), 80)
-            failed = ProtocolError(name, f"it does not answer as a llama.cpp server does ({what})")
-        if failed:  # raised here so that the server's text does not become its context
-            raise failed
+        self._identify(*self._facts())
+        self._bos = self._tokenize("", True)
 
     def count(self, prompt: Prompt) -> int:
-        """Tokens of a prompt, with chat template and BOS if the model has one; an estimate if the server is gone."""
-        if not (isinstance(prompt, str) or is_chat(prompt)):
-            return len(prompt)
-        if time.monotonic() >= self._mute_until:
-            try:
-                return len(self._tokenize(str(self.apply_chat_template(prompt)), True))
-            except (EndpointError, ValueError, KeyError, TypeError):  # for `generate` to report
-                self._mute_until = time.monotonic() + self.deadline_s
-        self.estimated += 1
-        return estimate(prompt)
-
-    def apply_chat_template(self, prompt: Prompt) -> str | Sequence[int]:
-        """The prompt as the model gets it: messages in the chat template, which the server applies."""
-        return apply_chat_template(prompt, self._template)
+        """Tokens of a prompt, with chat template and BOS if the model has one; an `Estimate` if it is gone."""
+        mute = time.monotonic() < self._mute_until and (isinstance(prompt, str) or is_chat(prompt))
+        counted = Estimate(estimate(prompt)) if mute else super().count(prompt)
+        if isinstance(counted, Estimate):
+            self.estimated += 1
+            self._mute_until = self._mute_until if mute else time.monotonic() + self.deadline_s
+        return counted
 
     def generate(self, prefix: Prefix) -> Generation:
         """The tokens that follow, up to the end of the turn.
@@ -114,14 +98,8 @@ class LlamaServerEndpoint(Remote):
         return "ids"
 
     async def _request(self, answer: "_Answer") -> dict[str, Any]:
-        ids, prefix = list[int](), answer.prefix
-        given, chat = prefix.prompt, is_chat(prefix.prompt)
-        prompt = await asyncio.to_thread(self.apply_chat_template, given) if chat else self.apply_chat_template(given)
-        for i, part in enumerate(prompt_segments(prompt, prefix.generated)):
-            if isinstance(part, str):
-                part = list(await asyncio.to_thread(self._tokenize, part, i == 0))
-            ids += part
-        validate_prompt(self.name, prefix, ids, self._size, self.context)
+        prefix = answer.prefix
+        ids = await asyncio.to_thread(self._ids, prefix)
         answer.prefix_tokens = len(ids)
         answer.mark = secrets.randbelow(2**31)  # identifies the slot, so that `_free` can see when it has stopped
         return {
@@ -138,12 +116,8 @@ class LlamaServerEndpoint(Remote):
 
     async def text_of(self, ids: Sequence[int]) -> str:
         """The text of ids; an unfinished character at its start or end is U+FFFD."""
-        found = await asyncio.to_thread(self._ask, "POST", "/detokenize", {"tokens": list(ids)})
-        return str(found["content"])
-
-    async def ids_of(self, text: str) -> tuple[int, ...]:
-        """The ids the server's tokenizer gives to a text, taken literally."""
-        return await asyncio.to_thread(self._tokenize, text, False, False)
+        request = {"tokens": list(ids)}
+        return await asyncio.to_thread(self._ask, "/detokenize", lambda found: str(found["content"]), request)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.url!r}, name={self.name!r})"
@@ -162,58 +136,61 @@ class LlamaServerEndpoint(Remote):
             raise StalledError(self.name, "it did not confirm that it stopped") from None
 
     def _templated(self, messages: str) -> str:
-        """Messages, as JSON, in the server's chat template."""
+        request = {"messages": json.loads(messages)}
         try:
-            found = self._ask("POST", "/apply-template", {"messages": json.loads(messages)})
-            return checks.instance_of(found["prompt"], str, "prompt")
+            return self._ask("/apply-template", lambda found: checks.instance_of(found["prompt"], str, "it"), request)
         except RefusedError as error:
             why = str(error).removeprefix(f"{self.name}: ")
             raise RefusedError(self.name, f"messages cannot be put in its chat template: {why}") from None
-        except (KeyError, TypeError, ValueError) as error:
-            raise self._unreadable(f"/apply-template: {error!r}") from None
 
     def _tokenized(self, text: str, opening: bool, special: bool = True) -> tuple[int, ...]:
         request = {"content": text, "add_special": opening, "parse_special": special}
-        ids = [int(id) for id in self._ask("POST", "/tokenize", request)["tokens"]]
-        doubled = opening and bool(text) and tuple(ids[:2]) == self._bos * 2 != ()
-        return tuple(ids[1:] if doubled else ids)
+        ids = self._ask("/tokenize", lambda found: tuple(int(id) for id in found["tokens"]), request)
+        doubled = opening and bool(text) and ids[:2] == self._bos * 2 != ()
+        return ids[1:] if doubled else ids
 
-    def _ask(self, method: str, path: str, request: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The server's reply to one short query; blocks."""
+    def _ask(self, path: str, read: Callable[[Any], T], request: dict[str, Any] | None = None) -> T:
+        """What `read` takes from the server's reply to a short query, which is a POST if it has a request; blocks."""
         timeout, raw = min(self.deadline_s, QUESTION_S), b""
-        deadline, failed = time.monotonic() + timeout, None
+        deadline, method = time.monotonic() + timeout, "POST" if request else "GET"
+        settings = {"json": request, "timeout": timeout, **self._settings}
         try:
-            settings = {"json": request, "timeout": timeout, **self._settings}
             with httpx.stream(method, f"{self.url}{path}", **settings) as response:
                 for piece in response.iter_raw():
                     raw += piece
                     if len(raw) > LONGEST_EVENT or time.monotonic() > deadline:
                         raise ProtocolError(self.name, "its reply to a query does not end")
+            if not response.is_success:
+                raise self._refusal(response, raw)
+            return read(json.loads(raw))
+        except EndpointError:
+            raise
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             failed = self._broken(error)
-        if failed:
-            raise failed
-        if not response.is_success:
-            raise self._refusal(response, raw)
-        found = json.loads(raw)
-        if not isinstance(found, dict):
-            raise ValueError(f"{path}: a {type(found).__name__}")
-        return found
+        except Exception as error:  # a reply of any other shape
+            what = f"{self.url}{path} does not answer as a llama.cpp server does"
+            failed = ProtocolError(self.name, f"{what}: {self._quote(repr(error), 80)}")
+        raise failed  # here, so that the server's text does not become its context
 
     def _facts(self) -> tuple[int, int]:
         """Tokens of the vocabulary and of the context; an EndpointError says what else it is, and what to do."""
-        model = self._ask("GET", "/v1/models")["data"][0]
+        todo = "start a llama-server with `--model` for the one you want, or use OpenAIEndpoint with its name"
+        router = RefusedError(self.name, f"{self.url} is llama.cpp's router, which serves several models: {todo}")
+
+        def sizes(props: dict[str, Any]) -> tuple[int, int]:
+            if props.get("role") == "router":
+                raise router
+            return int(model["meta"]["n_vocab"]), int(props["default_generation_settings"]["n_ctx"])
+
+        model = self._ask("/v1/models", lambda found: dict(found["data"][0]))
         if "meta" not in model and "status" not in model:
-            raise ProtocolError(
-                self.name, "it is no llama.cpp server: use OpenAIEndpoint, with /v1 after the address"
-            )
-        props = self._ask("GET", "/props") if model.get("meta") else {}
-        if props.get("role") == "router" or "meta" not in model:
-            todo = "start a llama-server with `--model` for the one you want, or use OpenAIEndpoint with its name"
-            raise RefusedError(self.name, f"it is llama.cpp's router, which serves several models: {todo}")
-        if not props:
-            raise RefusedError(self.name, "it has not loaded its model yet: try again when it has")
-        return int(model["meta"]["n_vocab"]), int(props["default_generation_settings"]["n_ctx"])
+            todo = "use OpenAIEndpoint, with /v1 after the address"
+            raise ProtocolError(self.name, f"{self.url} is no llama.cpp server: {todo}")
+        if "meta" not in model:
+            raise router
+        if not model["meta"]:
+            raise RefusedError(self.name, f"{self.url} has not loaded its model yet: try again when it has")
+        return self._ask("/props", sizes)
 
 
 class _Answer(RemoteAnswer):
@@ -228,11 +205,9 @@ class _Answer(RemoteAnswer):
         super().__init__(endpoint, "/completion", lambda: endpoint._request(self), prefix)
         self.index = self.first = len(prefix.generated)
         self._empty: list[int | None] = []  # tokens without text: perhaps one that ends the turn
-        self._open: list[int] = []  # the last tokens of the prefix, if its last character is unfinished
-        for token in reversed(prefix.generated):
-            if token.text or token.id is None:
-                break
-            self._open.insert(0, token.id)
+        # the last tokens of the prefix, if its last character is unfinished
+        last = takewhile(lambda token: not token.text and token.id is not None, reversed(prefix.generated))
+        self._open = [token.id for token in last if token.id is not None][::-1]
 
     async def cancelled(self) -> None:
         """Return when the server has stopped."""
@@ -246,24 +221,20 @@ class _Answer(RemoteAnswer):
         if "prompt_progress" in event:
             self.prefilled = token_count(as_dict(event["prompt_progress"]).get("processed"))
             return []
-        try:
-            text, ids = checks.instance_of(event["content"], str, "content"), [int(id) for id in event["tokens"]]
-            stop = bool(event["stop"])
-            counted = int(event["tokens_predicted"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise self.endpoint._unreadable(repr(error)) from None
+        text, ids = checks.instance_of(event["content"], str, "content"), [int(id) for id in event["tokens"]]
+        stop, counted = bool(event["stop"]), int(event["tokens_predicted"])
         if not self.made <= counted <= self.prefix.max_tokens:
             raise ProtocolError(self.endpoint.name, f"it counts {counted} tokens after {self.made}")
-        self.made = counted
-        self.prefilled, made = self.prefix_tokens, self.made - (self.index - self.first)
+        self.made, self.prefilled = counted, self.prefix_tokens
+        made = self.made - (self.index - self.first)
         if stop:
             return self._last(event, made)
         if not text:
             self._empty += ids
             return []
-        made -= len(self._empty)
-        before, self._empty = [Token(0, "", id) for id in self._empty], []
-        return self._numbered(before + await self._completed(text, ids, made))
+        before, self._empty = self._empty, []
+        whole = [*before, *await self._completed(text, ids, made - len(before))]
+        return self._numbered(whole, await self._closed(text, whole) if self._open else text)
 
     def _last(self, event: dict[str, Any], made: int) -> list[Token]:
         """The tokens still held back, without one that ends the turn; all text of the event goes to the last."""
@@ -272,8 +243,7 @@ class _Answer(RemoteAnswer):
         if why not in ("eos", "word", "limit"):
             raise CutError(name, f"it stopped for no known reason: {self.endpoint._quote(repr(why))}")
         held = (self._empty + [None] * made)[: max(0, made - (why == "eos"))]
-        texts = [""] * (len(held) - 1) + [str(event["content"])]
-        tokens = self._numbered([Token(0, text, id) for text, id in zip(texts, held, strict=False)])
+        tokens = self._numbered(held, event["content"])
         self.made = self.index - self.first
         if why == "limit" and self.made < self.prefix.max_tokens:
             why = f"it stopped after {self.made} of {self.prefix.max_tokens} tokens: its context is full"
@@ -281,29 +251,26 @@ class _Answer(RemoteAnswer):
         self.done = True
         return tokens
 
-    async def _completed(self, text: str, ids: list[int], made: int) -> list[Token]:
-        """`made` tokens that share one text; all but the last were held back, and their ids have to be found out."""
-        if len(ids) < made:
-            if text.isascii():  # only the tokens of an unfinished character are held back
-                raise ProtocolError(self.endpoint.name, f"{made - len(ids)} of its tokens have not come")
-            found = await self.endpoint.ids_of(text)
-            known = len(found) == made and list(found[made - len(ids) :]) == ids
-            rest: list[int | None] = list(found) if known else [None] * (made - len(ids)) + list(ids)
-        else:
-            rest = list(ids)
-        if self._open:
-            text = await self._closed(text, rest)
-        return [*(Token(0, "", id) for id in rest[:-1]), Token(0, text, rest[-1])]
+    async def _completed(self, text: str, ids: list[int], made: int) -> Sequence[int | None]:
+        """The ids of `made` tokens that share one text; those that were held back have to be found out."""
+        missing = made - len(ids)
+        if missing <= 0:
+            return ids
+        if text.isascii():  # only the tokens of an unfinished character are held back
+            raise ProtocolError(self.endpoint.name, f"{missing} of its tokens have not come")
+        found = await asyncio.to_thread(self.endpoint._tokenize, text, False, False)
+        return found if len(found) == made and [*found[missing:]] == ids else [*[None] * missing, *ids]
 
-    async def _closed(self, text: str, rest: list[int | None]) -> str:
+    async def _closed(self, text: str, ids: list[int | None]) -> str:
         """The text of tokens that continue a character begun by another endpoint; "" while it is unfinished."""
-        whole = [*self._open, *(id for id in rest if id is not None)]
+        known = [*self._open, *(id for id in ids if id is not None)]
         begun = BROKEN in await self.endpoint.text_of(self._open)  # otherwise they are tokens that never have a text
-        text = await self.endpoint.text_of(whole) if begun and None not in rest else text
-        self._open = whole if begun and text.endswith(BROKEN) else []
+        text = await self.endpoint.text_of(known) if begun and None not in ids else text
+        self._open = known if begun and text.endswith(BROKEN) else []
         return "" if self._open else text
 
-    def _numbered(self, tokens: list[Token]) -> list[Token]:
-        numbered = [Token(self.index + i, token.text, token.id) for i, token in enumerate(tokens)]
-        self.index += len(numbered)
-        return numbered
+    def _numbered(self, ids: Sequence[int | None], text: str) -> list[Token]:
+        """The next tokens, of which the last has the text."""
+        start, self.index = self.index, self.index + len(ids)
+        last = self.index - 1
+        return [Token(i, text if i == last else "", id) for i, id in enumerate(ids, start)]

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,12 +20,12 @@ from disco_core import checks
 from disco_core.endpoints.base import non_negative_int
 from disco_core.endpoints.http import redact, secret
 from disco_core.endpoints.llama_cpp import BATCH, model_file
-from disco_core.errors import EndpointError, InputError, RefusedError, StalledError
+from disco_core.errors import InputError, RefusedError, StalledError
 
 HOST = "127.0.0.1"
 
 
-class LocalServer:
+class LocalServer(AbstractContextManager["LocalServer"]):
     """The constructor starts it and returns once it is healthy; `url` is its address. Close it, or use `with`.
 
     model_path   GGUF file
@@ -81,17 +81,10 @@ class LocalServer:
     def close(self) -> None:
         """Kill the process and its children, and wait until it has ended. Safe to call again."""
         atexit.unregister(self.close)
-        if self._process.poll() is None:  # it has no state to save
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):  # only now: a thread that still reads holds the pipe
-            if pipe:
-                with suppress(BrokenPipeError):
-                    pipe.close()
+        with self._process as process:  # which is waited for, and its pipes are closed
+            if process.poll() is None:  # it has no state to save
+                os.killpg(process.pid, signal.SIGKILL)
         self._stderr.close()
-
-    def __enter__(self) -> "LocalServer":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -101,49 +94,38 @@ class LocalServer:
 
     def _settle(self, settings: dict[str, Any], deadline: float) -> str:
         """The address of the server, once it is healthy."""
-        assert self._process.stdin
-        assert self._process.stdout
+        process, url = self._process, ""
+        assert process.stdin
+        assert process.stdout
+        os.set_blocking(process.stdout.fileno(), False)
         with suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps(settings).encode() + b"\n")
-            self._process.stdin.flush()
-        lines: list[bytes] = []
-        reader = threading.Thread(target=lambda out: lines.append(out.readline()), args=(self._process.stdout,))
-        reader.daemon = True
-        reader.start()
-        reader.join(max(0.0, deadline - time.monotonic()))
-        if not lines:
-            raise StalledError(self.name, "it did not start within its deadline")
-        url = lines[0].decode().strip()
-        if not url:
-            raise self._died()
-        while time.monotonic() < deadline:
-            with suppress(httpx.HTTPError):
-                left = min(2.0, max(0.01, deadline - time.monotonic()))
-                if httpx.get(f"{url}/health", timeout=left, verify=False, trust_env=False).status_code == 200:
-                    return url
-            if self._process.poll() is not None:
-                raise self._died()
+            process.stdin.write(json.dumps(settings).encode() + b"\n")
+        while (left := deadline - time.monotonic()) > 0:
+            url = url or (process.stdout.read(100) or b"").decode().strip()
+            if url:
+                with suppress(httpx.HTTPError):
+                    health = httpx.get(f"{url}/health", timeout=min(2.0, left), verify=False, trust_env=False)
+                    if health.status_code == 200:
+                        return url
+            if process.poll() is not None:
+                self._stderr.seek(0)
+                lines = self._stderr.read().decode(errors="replace").strip().splitlines() or ["without a message"]
+                raise RefusedError(self.name, f"it did not start: {redact(self._key, lines[-1])}")
             time.sleep(0.05)
-        raise StalledError(self.name, "it was not healthy within its deadline")
-
-    def _died(self) -> EndpointError:
-        self._stderr.seek(0)
-        last = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:] or ["without a message"]
-        return RefusedError(self.name, f"it did not start: {redact(self._key, last[0])}")
+        raise StalledError(self.name, f"it {'was not healthy' if url else 'did not start'} within its deadline")
 
 
 def _start(stderr: IO[bytes]) -> subprocess.Popen[bytes]:
     """This module in a new interpreter."""
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-P", "-m", "disco_core.endpoints.local_server"]
+    path = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
     return subprocess.Popen(
-        command,
+        [sys.executable, "-P", "-m", __name__],
+        bufsize=0,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
     )
 
 
@@ -160,9 +142,7 @@ def _claimed(name: str, port: int) -> int:
 
 def _serve() -> None:
     """In the child: read the settings, write the address, serve until the pipe to the parent breaks."""
-    parent, settings = os.getppid(), json.loads(sys.stdin.buffer.readline() or b"null")
-    if settings is None:
-        return
+    parent, settings = os.getppid(), json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     out = os.dup(1)
     os.dup2(2, 1)  # so that the address is all that the parent reads, whatever a library prints
@@ -196,5 +176,4 @@ def _leave_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _serve()

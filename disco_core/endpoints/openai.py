@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -14,9 +15,16 @@ from disco_core.endpoints.http import Remote
 from disco_core.endpoints.stop import sampling, stop_texts
 from disco_core.errors import EndpointError, InputError, ProtocolError, RefusedError
 
-Way = Literal["continue_final_message", "prefix", "completions"]
+Way = Literal["continue_final_message", "prefix", "plain", "completions"]  # in the order that `probe` tries them
 Continuation = Literal["none", "probe"] | Way
 OPENAI = "https://api.openai.com/v1"
+# by address: parameters of chat that have another name there, or are refused (None)
+AZURE = (".openai.azure.com", ".services.ai.azure.com", ".cognitiveservices.azure.com")
+RENAMED: dict[tuple[str, ...], dict[str, str | None]] = {
+    (".openai.com", *AZURE): {"max_tokens": "max_completion_tokens"},
+    (".mistral.ai",): {"seed": "random_seed", "stream_options": None},
+    (".generativelanguage.googleapis.com",): {"seed": None},
+}
 # for `probe`: a new beginning would not be these words, so that it is told from an echo
 QUESTION, BEGINNING = "Count from one to ten, in words.", "Let us count: one, two, three, four,"
 MOST_STOPS = 4  # texts that OpenAI's API takes
@@ -33,6 +41,7 @@ class OpenAIEndpoint(Remote):
                   "completions"             raw completions of a prompt that is a text, also from the answer's start
                   "prefix"                  a last assistant message marked `prefix` (DeepSeek, Mistral)
                   "continue_final_message"  a last assistant message that stays open (vLLM, SGLang, llama.cpp)
+                  "plain"                   a last assistant message, without a flag (Groq, OpenRouter, Ollama)
                   "probe"                   unknown: as "none" until `probe` has found one of these that works
     template      the format of prompts that are texts, with `{prompt}` for the user's words: the chat API takes only
                   these. None: the whole prompt is the user's message
@@ -73,7 +82,7 @@ class OpenAIEndpoint(Remote):
         host = f".{urlsplit(url).hostname}"
         if self._key is None and host.endswith(".openai.com"):
             raise RefusedError(name, "no key: set OPENAI_API_KEY, or pass api_key")
-        self._limit = "max_completion_tokens" if host.endswith((".openai.com", ".openai.azure.com")) else "max_tokens"
+        self._renamed = next((names for suffixes, names in RENAMED.items() if host.endswith(suffixes)), {})
         ways = get_args(Way)
         if continuation not in (allowed := (*ways, "none", "probe")):
             raise InputError(f"{name}: continuation must be one of {', '.join(allowed)}, got {continuation!r:.80}")
@@ -89,6 +98,8 @@ class OpenAIEndpoint(Remote):
             self.options = json.loads(json.dumps(dict(options or {})))
         except (TypeError, ValueError):
             raise InputError(f"{name}: options must be a mapping that JSON can hold, got {options!r:.80}") from None
+        if self.options.get("n") not in (None, 1):
+            raise InputError(f"{name}: options must be for one answer, got n = {self.options['n']!r:.80}")
         if not (count_tokens is None or callable(count_tokens)):
             raise InputError(f"{name}: count_tokens must be a function, got {count_tokens!r:.80}")
         self._count_tokens, self.usage = count_tokens, list[tuple[int, int]]()
@@ -136,20 +147,17 @@ class OpenAIEndpoint(Remote):
         except EndpointError as error:
             failure = error
         if re.match(r"\W*(five|5)\b", text.lower()):
-            self.probed[way] = "works" if not answer.echoed else "works; the echo of the beginning is dropped"
+            self.probed[way] = "works" if not answer.seam.echoed else "works; the echo of the beginning is dropped"
             return None
         failure = failure or ProtocolError(self.name, f"it starts over: {text[:60]!r}")
         self.probed[way] = str(failure)
         return failure
 
     def _answer(self, prefix: Prefix, way: Continuation) -> ChunkedAnswer:
-        async def request() -> dict[str, Any]:
-            return self._request(prefix, way)
-
         path = "/completions" if way == "completions" else "/chat/completions"
-        return ChunkedAnswer(self, path, request, prefix, self.usage)
+        return ChunkedAnswer(self, path, partial(self._request, prefix, way), prefix, self.usage)
 
-    def _request(self, prefix: Prefix, way: Continuation) -> dict[str, Any]:
+    async def _request(self, prefix: Prefix, way: Continuation) -> dict[str, Any]:
         raw, prompt = way == "completions", prefix.prompt
         if not prompt or not (isinstance(prompt, str) or (is_chat(prompt) and not raw)):
             wanted = "a text" if raw else "a text or messages"
@@ -161,9 +169,10 @@ class OpenAIEndpoint(Remote):
         needed = self.count(prompt) + len(prefix.generated) + prefix.max_tokens
         if self.context is not None and needed > self.context:
             raise RefusedError(self.name, f"prompt and answer need {needed} tokens of context, it has {self.context}")
-        request: dict[str, Any] = {
+        text = "".join(token.text for token in prefix.generated)
+        asked = {
             "model": self.model,
-            "max_tokens" if raw else self._limit: prefix.max_tokens,
+            "max_tokens": prefix.max_tokens,
             "temperature": self.temperature,
             "top_p": self.top_p,
             "stop": list(self.stop) if 0 < len(self.stop) <= MOST_STOPS else None,
@@ -171,9 +180,10 @@ class OpenAIEndpoint(Remote):
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        text = "".join(token.text for token in prefix.generated)
-        request |= {"prompt": f"{prompt}{text}"} if raw else self._chat(prompt, text, way)
-        return {key: value for key, value in (request | self.options).items() if value is not None}
+        asked |= {"prompt": f"{prompt}{text}"} if raw else self._chat(prompt, text, way)
+        names = {key: key for key in asked} | ({} if raw else self._renamed)
+        request = {name: asked[key] for key, name in names.items() if name} | self.options
+        return {key: value for key, value in request.items() if value is not None}
 
     def _chat(self, prompt: Any, generated: str, way: Continuation) -> dict[str, Any]:
         """The prompt as messages, and the open turn as this server wants it."""
@@ -184,7 +194,7 @@ class OpenAIEndpoint(Remote):
         if way == "prefix":
             return {"messages": [*messages, turn | {"prefix": True}]}
         flags = {"add_generation_prompt": False, "continue_final_message": True}
-        return {"messages": [*messages, turn], **flags}
+        return {"messages": [*messages, turn]} | (flags if way == "continue_final_message" else {})
 
     def _asked(self, prompt: str) -> str:
         """The user's words in a prompt that has the format of the template."""

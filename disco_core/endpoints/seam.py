@@ -1,6 +1,8 @@
 """The seam of a continuation as text: an echo of the text before it is dropped, a new beginning is refused."""
 
-from collections.abc import Iterator
+from itertools import takewhile
+
+from disco_core.errors import ProtocolError
 
 ENDS = (".", "!", "?", ":", ";", "\n", "。", "！", "？")  # of a sentence; the next may well begin as the answer did
 
@@ -11,37 +13,28 @@ class Seam:
     echoed   whether all of the text before was repeated, which was dropped
     """
 
-    def __init__(self, before: str) -> None:
-        self.echoed, self._held = False, list[str]()
+    def __init__(self, name: str, before: str) -> None:
+        self.echoed, self._name, self._held = False, name, list[str]()
         self._before, self._text = before.lstrip(), before.strip()  # the echo may have lost the white space
         self._open = bool(self._text)
         ended = before.rstrip(" \"'*_)”").endswith(ENDS)
         self._words, self._characters = (4, 20) if ended else (3, 10)  # that are repeated by no coincidence
 
-    def feed(self, piece: str) -> Iterator[str]:
-        """The pieces to show. ValueError if the continuation is a new beginning."""
-        if not self._open:
-            yield piece
-            return
-        self._held.append(piece)
-        text = "".join(self._held).lstrip()
-        if len(text) >= len(self._before) or not self._before.startswith(text):
-            yield from self.end()
-
-    def end(self) -> Iterator[str]:
-        """The pieces still held back, once the continuation differs or ends. ValueError as in `feed`."""
-        text, before = "".join(self._held).lstrip(), self._text
-        pieces, self._held = self._held, []
-        if not self._open:
-            return
-        self._open = False
+    def join(self, piece: str, last: bool = False) -> list[str]:
+        """The pieces to show, all of them with the last. ProtocolError if the continuation is a new beginning."""
+        pieces = self._held = [*self._held, piece] if piece else self._held
+        text, before = "".join(pieces).lstrip(), self._text
+        if self._open and not last and len(text) < len(self._before) and self._before.startswith(text):
+            return []
+        self._held, was_open, self._open = [], self._open, False
+        if not was_open:
+            return pieces
         if text.startswith(before) and (len(before.split()) > 1 or len(before) > 7):
             self.echoed = True
             rest = text[len(before) :].removeprefix(self._before[len(before) :])
-            pieces = [rest] if rest else []
-        else:
-            same = (i for i, (a, b) in enumerate(zip(text, before, strict=False)) if a != b)
-            common = text[: next(same, min(len(text), len(before)))]
-            if len(common) >= self._characters and len(common.split()) >= self._words:
-                raise ValueError("it began the answer anew")
-        yield from pieces
+            return [rest] if rest else []
+        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(text, before, strict=False))
+        common = "".join(one for one, _ in pairs)
+        if len(common) >= self._characters and len(common.split()) >= self._words:
+            raise ProtocolError(self._name, "it began the answer anew")
+        return pieces

@@ -1,7 +1,7 @@
 """Stop texts: where a text ends an answer, also across the borders of tokens and of endpoints."""
 
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -61,13 +61,12 @@ async def _until_stop(
             for one in ready:
                 yield one
             if found:
-                break
-        for one in () if found else held.tokens:
+                return
+        for one in held.tokens:
             yield one
     finally:
         with suppress(*([EndpointError] if found else [])):  # the answer is complete, also if the cancel fails
-            async with aclosing(tokens):
-                pass
+            await tokens.aclose()
 
 
 class _Held:
@@ -83,24 +82,13 @@ class _Held:
         self.tokens.append(token)
         n, text = len(self._before), self._before + "".join(one.text for one in self.tokens)
         ends = [at for stop in self.stop if (at := text.find(stop, max(0, n + 1 - len(stop)))) >= 0]
-        if ends:
-            return self._cut(max(0, min(ends) - n)), True
         begun = (i for i in range(max(0, len(text) - self._longest), len(text)))
-        sure = next((i for i in begun if any(stop.startswith(text[i:]) for stop in self.stop)), len(text)) - n
-        ready, length = list[Token](), 0
-        while self.tokens and length + len(self.tokens[0].text) <= sure:
+        sure = next((i for i in begun if any(stop.startswith(text[i:]) for stop in self.stop)), len(text))
+        end, ready = min(ends, default=sure), list[Token]()
+        while self.tokens and n + len(self.tokens[0].text) <= end:
             ready.append(self.tokens.pop(0))
-            length += len(ready[-1].text)
-        self._before = text[: n + length][max(0, n + length - self._longest) :]
-        return ready, False
-
-    def _cut(self, length: int) -> list[Token]:
-        """The held tokens up to so many characters; of the last, what is before the stop text, without an id."""
-        ready = list[Token]()
-        for token in self.tokens:
-            if length <= 0:
-                break
-            cut = len(token.text) > length
-            ready.append(replace(token, text=token.text[:length], id=None) if cut else token)
-            length -= len(token.text)
-        return ready
+            n += len(ready[-1].text)
+        if ends and n < end:  # the stop text begins within this token, which then has no id
+            ready.append(replace(self.tokens[0], text=text[n:end], id=None))
+        self._before = text[max(0, n - self._longest) : n]
+        return ready, bool(ends)

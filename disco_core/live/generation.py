@@ -1,53 +1,33 @@
 """The generations of a live answer: each is run, requested token by token, timed, stopped and charged."""
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from disco_core.cost import End
 from disco_core.endpoints.base import Endpoint, Generation, Prefix, Token, copy_prompt, wait_stopped
 from disco_core.errors import CutError, EndpointError, ProtocolError, StalledError
-from disco_core.live.prompts import Prompts, describe
+from disco_core.live.prompts import Prompts, Settings, describe
+from disco_core.record import Record
 
 MOST_REPEATED = 1000  # tokens sent twice in one generation, after which it is no chunk sent again
 
 
-@dataclass
-class Settings:
-    """What a stream was asked for; see `stream`."""
-
-    max_tokens: int
-    stall_s: float
-    confirm_s: float
-    seed: int | None
-    first_token_s: Callable[[int], float] | None
-    after_filter: bool
-    on_reasoning: Callable[[str, End], None] | None
-
-
 class GenerationTask:
-    """One generation in a task of its own. `next` is the token that was requested, None for the end of the answer.
+    """One generation in a task of its own. `next` is what was requested: a token, None for the end, or a failure.
 
-    The endpoint is asked for a token only when one is requested. If none comes within `stall_s`, `next` fails at
-    once, even if the endpoint takes long to confirm a cancellation.
+    The endpoint is asked for a token only when one is requested. If none comes within `stall_s`, `next` is a failure
+    at once, even if the endpoint takes long to confirm a cancellation.
 
-    made   tokens it has yielded, reasoning and repeated ones included
+    made           tokens it has yielded, reasoning and repeated ones included
+    prefill_only   whether it is stopped once it has prefilled
     """
 
-    def __init__(
-        self,
-        end: End,
-        endpoint: Endpoint,
-        prefix: Prefix,
-        before: Sequence[Token],
-        stall_s: float,
-        on_reasoning: Callable[[Token, End], None],
-    ) -> None:
-        self.end, self.endpoint, self.stall_s = end, endpoint, stall_s
-        self.made, self._prefill_only = 0, False
-        self._index, self._before, self._on_reasoning = len(prefix.generated), before, on_reasoning
+    def __init__(self, end: End, endpoint: Endpoint, prefix: Prefix, record: Record, settings: Settings) -> None:
+        self.end, self.endpoint, self.made, self.prefill_only = end, endpoint, 0, False
+        self._index, self._record, self._settings = len(prefix.generated), record, settings
         self._generation: Generation | None = None
         self._loop = asyncio.get_running_loop()
         self._alarm: asyncio.TimerHandle | None = None
@@ -57,36 +37,29 @@ class GenerationTask:
 
     def request(self) -> None:
         """Ask for the next token."""
-        self.next: asyncio.Future[Token | None] = self._loop.create_future()
+        self.next: asyncio.Future[Token | EndpointError | None] = self._loop.create_future()
         self._requested.set()
-        self._patience = self._loop.time() + self.stall_s
+        self._patience = self._loop.time() + self._settings.stall_s
         if self._alarm is None:  # one timer for many tokens: it checks the time when it fires
             self._alarm = self._loop.call_at(self._patience, self._on_stall)
 
-    def prefill_only(self, prefilled: Callable[[object], None]) -> None:
-        """Call this once the prefill has ended; the first call counts."""
-        if not self._prefill_only:
-            self._prefill_only = True
-            self.next.add_done_callback(prefilled)
-
-    @property
-    def charged(self) -> int:
-        """Tokens generated so far, also those that were not delivered."""
-        return self.made + (self._reported("undelivered") or 0)
-
-    @property
-    def prefilled(self) -> int | None:
-        """Tokens of the prefix that the endpoint has prefilled; None where unknown."""
-        return self._reported("prefilled")
+    def reported(self, what: str) -> int | None:
+        """What the generation reports as `prefilled` or `undelivered`; None if it cannot, which is no failure."""
+        try:
+            value = getattr(self._generation, what, None)
+            return int(value) if value is not None and value >= 0 else None
+        except Exception:  # a user's property
+            return None
 
     async def close(self) -> None:
-        """Cancel the generation; returns once the endpoint has confirmed that it stopped."""
+        """Cancel the generation; raises if the endpoint does not confirm within `confirm_s` that it stopped."""
         self._closing = True
         if self._alarm:
             self._alarm.cancel()
         self.next.cancel()
         self._task.cancel()
-        await wait_stopped(self._task)
+        async with asyncio.timeout(self._settings.confirm_s):
+            await wait_stopped(self._task)
 
     async def _run(self, prefix: Prefix) -> None:
         try:
@@ -127,8 +100,10 @@ class GenerationTask:
                 raise ProtocolError(self.endpoint.name, what)
             self.made += 1
             if token.reasoning:
-                self._patience = self._loop.time() + self.stall_s
-                self._on_reasoning(token, self.end)
+                self._patience = self._loop.time() + self._settings.stall_s
+                self._record.reasoning[self.end] += 1
+                if self._settings.on_reasoning is not None:
+                    self._settings.on_reasoning(token.text, self.end)
                 continue
             token.text.encode()  # raises for half a character
             if token.index == self._index:
@@ -140,9 +115,10 @@ class GenerationTask:
             await asyncio.sleep(0)  # an endpoint that never waits must not hold up the loop
 
     def _is_repeated(self, token: Token) -> bool:
-        if not 0 <= token.index < min(self._index, len(self._before)):
+        before = self._record.tokens
+        if not 0 <= token.index < min(self._index, len(before)):
             return False
-        earlier = self._before[token.index]
+        earlier = before[token.index]
         return token.text == earlier.text and (token.id == earlier.id or None in (token.id, earlier.id))
 
     def _failure(self, error: BaseException) -> EndpointError:
@@ -156,11 +132,7 @@ class GenerationTask:
         return failure
 
     def _deliver(self, news: Token | EndpointError | None) -> None:
-        if self.next.done():
-            return
-        if isinstance(news, EndpointError):
-            self.next.set_exception(news)
-        else:
+        if not self.next.done():
             self.next.set_result(news)
 
     def _on_stall(self) -> None:
@@ -170,32 +142,22 @@ class GenerationTask:
         if self._loop.time() < self._patience:
             self._alarm = self._loop.call_at(self._patience, self._on_stall)
         else:
-            self._deliver(StalledError(self.endpoint.name, f"sent no token for {self.stall_s:g} s"))
-
-    def _reported(self, what: str) -> int | None:
-        """What the generation reports of itself; None if it cannot, which is no reason to end the answer."""
-        try:
-            value = getattr(self._generation, what, None)
-            return int(value) if value is not None and value >= 0 else None
-        except Exception:  # a user's property
-            return None
+            self._deliver(StalledError(self.endpoint.name, f"sent no token for {self._settings.stall_s:g} s"))
 
 
 class Generations:
     """All generations of one answer, and what they are charged.
 
-    start       loop time the request was meant to start; times are seconds since then
-    generated   the answer so far, with ids as its endpoints gave them
-    running     by endpoint
-    begun       endpoints that were started at all
+    start      loop time the request was meant to start; times are seconds since then
+    running    by endpoint
+    prefixes   tokens of each prefix that an endpoint was sent, and whether only a failure caused that
     """
 
-    def __init__(self, prompts: Prompts, settings: Settings) -> None:
-        self.prompts, self.record, self.settings, self.start = prompts, prompts.record, settings, 0.0
-        self.generated: list[Token] = []
-        self.running, self.begun = dict[End, GenerationTask](), set[End]()
+    def __init__(self, prompts: Prompts) -> None:
+        self.prompts, self.record, self.settings, self.start = prompts, prompts.record, prompts.settings, 0.0
+        self.running: dict[End, GenerationTask] = {}
+        self.prefixes: dict[End, list[tuple[int, bool]]] = {end: [] for end in End}
         self._started_s, self._ran_s = dict.fromkeys(End, 0.0), dict.fromkeys(End, 0.0)
-        self._cached = dict.fromkeys(End, 0)  # prefix tokens sent so far to an endpoint with a prefix cache
         self._closing: list[asyncio.Task[None]] = []
 
     def now(self) -> float:
@@ -208,19 +170,16 @@ class Generations:
 
     def begin(self, end: End, *, failover: bool = False, prompt_only: bool = False) -> GenerationTask:
         """Start one, and charge its prefill; `prompt_only`: without the tokens generated so far."""
-        endpoint, record, settings = self.prompts.endpoints[end], self.record, self.settings
-        generated = () if prompt_only else self.prompts.generated_for(end, self.generated)
-        prompt, _ = self.prompts.of(end)
+        prompts, settings = self.prompts, self.settings
+        prompt, generated = prompts.of(end)[0], () if prompt_only else prompts.generated_for(end)
         prefix = Prefix(copy_prompt(prompt), generated, settings.max_tokens - len(generated), settings.seed)
-        estimated = self.prompts.is_estimate(end, generated)
-        total = self.prompts.prefix_tokens(end, generated)
-        self._charge_prefill(end, total, failover=failover)
-        record.started[end] |= not generated and not failover
-        task = GenerationTask(end, endpoint, prefix, self.generated, settings.stall_s, self._on_reasoning)
-        if estimated:
-            self._closing.append(asyncio.create_task(self._corrected(end, generated, total, failover)))
+        if prompts.endpoints[end].remote:
+            self._closing.append(asyncio.create_task(self._correct(end, generated, len(self.prefixes[end]))))
+        self.prefixes[end].append((prompts.prefix_tokens(end, generated), failover))
+        self._charge_prefill(end)
+        self.record.started[end] |= not generated and not failover
+        task = GenerationTask(end, prompts.endpoints[end], prefix, self.record, settings)
         self.running[end], self._started_s[end] = task, self.now()
-        self.begun.add(end)
         return task
 
     def stop(self, end: End) -> None:
@@ -228,66 +187,48 @@ class Generations:
         task = self.running.pop(end, None)
         if task is not None:
             self._ran_s[end] += self.now() - self._started_s[end]
-            closing = asyncio.create_task(self._confirmed(task))
+            closing = asyncio.create_task(task.close())
             closing.add_done_callback(partial(self._charge, task))  # also if the loop is closed and cancels it
             self._closing.append(closing)
 
     async def close(self) -> None:
-        """Stop all, and wait for each until it has stopped, at most `confirm_s`."""
-        for end in list(self.running):
-            self.stop(end)
+        """Wait until all have stopped and servers have counted, at most `confirm_s`."""
         if self._closing:
             await asyncio.wait(self._closing)
+        self.prompts.close()
 
-    async def first_of(self, tasks: Collection[GenerationTask], at: float | None) -> None:
-        """Wake at the first of these tokens or at a time, after all else that happens at that instant."""
+    async def wait_for_news(self, at: float | None) -> None:
+        """Wake at news of those that run or at a time, after all else that happens at that instant."""
         loop = asyncio.get_running_loop()
-        woken: asyncio.Future[None] = loop.create_future()
-
-        def wake(_: object = None) -> None:
-            if not woken.done():
-                woken.set_result(None)
-
-        timer = None if at is None else loop.call_at(self.start + at, wake)
-        waited = [task.next for task in tasks]
-        for one in waited:
-            one.add_done_callback(wake)
+        waited: list[asyncio.Future[Any]] = [loop.create_future(), *(task.next for task in self.running.values())]
+        timer = None if at is None else loop.call_at(self.start + at, waited[0].cancel)
         try:
-            await woken
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
             for _ in range(2):
                 await asyncio.sleep(0)
         finally:
             if timer:
                 timer.cancel()
-            for one in waited:
-                one.remove_done_callback(wake)
 
-    def _charge_prefill(self, end: End, total: int, *, failover: bool) -> None:
-        charged = total
-        if self.prompts.endpoints[end].prefix_cache:
-            charged, self._cached[end] = max(0, total - self._cached[end]), total
-        self.record.prefill[end] += charged
-        self.record.failover_prefill[end] += charged * failover
+    def _charge_prefill(self, end: End) -> None:
+        """Charge all prefixes that an endpoint was sent; one with a prefix cache prefills what is new in each."""
+        record, cached = self.record, 0
+        record.prefill[end] = record.failover_prefill[end] = 0
+        for tokens, failover in self.prefixes[end]:
+            charged = max(0, tokens - cached)
+            record.prefill[end] += charged
+            record.failover_prefill[end] += charged * failover
+            cached = tokens if self.prompts.endpoints[end].prefix_cache else 0
 
-    async def _corrected(self, end: End, generated: tuple[Token, ...], estimated: int, failover: bool) -> None:
-        """Charge the server's own count in place of an estimate."""
+    async def _correct(self, end: End, generated: Sequence[Token], number: int) -> None:
+        """Charge a server's own count of the endpoint's prefix of that number in place of an estimate."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self.settings.confirm_s):
-                exact = await asyncio.to_thread(self.prompts.prefix_tokens, end, generated, ask=True)
-                self.record.prefill[end] += exact - estimated
-                self.record.failover_prefill[end] += (exact - estimated) * failover
-
-    def _on_reasoning(self, token: Token, end: End) -> None:
-        self.record.reasoning[end] += 1
-        if self.settings.on_reasoning is not None:
-            self.settings.on_reasoning(token.text, end)
-
-    async def _confirmed(self, task: GenerationTask) -> None:
-        """Close a generation; raises if the endpoint does not confirm in time that it stopped."""
-        async with asyncio.timeout(self.settings.confirm_s):
-            await task.close()
+                tokens = await self.prompts.exact_prefix_tokens(end, generated)
+                self.prefixes[end][number] = tokens, self.prefixes[end][number][1]
+                self._charge_prefill(end)
 
     def _charge(self, task: GenerationTask, closing: "asyncio.Task[None]") -> None:
-        """Charge the tokens that it generated until it had stopped."""
-        self.record.decode[task.end] += task.charged
+        """Charge the tokens that it generated until it had stopped, also those that it did not yield."""
+        self.record.decode[task.end] += task.made + (task.reported("undelivered") or 0)
         self.record.unconfirmed[task.end] += closing.cancelled() or closing.exception() is not None

@@ -6,6 +6,7 @@ Arguments of `stream` itself are in test_stream, the real server's keys and cont
 import asyncio
 import contextlib
 import functools
+import re
 import socket
 import threading
 import time
@@ -99,11 +100,11 @@ def nowhere():
 @pytest.mark.parametrize(
     ("there", "scheme", "kind", "word"),
     [
-        (nowhere, "http", dc.RefusedError, "cannot be reached: [Errno -2] Name or service not known"),
-        (contextlib.nullcontext("127.0.0.1:0001"), "http", dc.RefusedError, "cannot be reached"),
-        (deaf, "http", dc.RefusedError, "cannot be reached: no connection within its deadline"),
+        (nowhere, "http", dc.RefusedError, "cannot be reached at http://.*Name or service not known"),
+        (contextlib.nullcontext("127.0.0.1:0001"), "http", dc.RefusedError, "reached at http://127.0.0.1:0001"),
+        (deaf, "http", dc.RefusedError, "reached at http.*: no connection within its deadline"),
         (lambda: speaking(b""), "http", dc.StalledError, "sent nothing within its deadline"),
-        (lambda: speaking(b""), "https", dc.RefusedError, "cannot be reached: no connection within its deadline"),
+        (lambda: speaking(b""), "https", dc.RefusedError, "reached at http.*: no connection within its deadline"),
         (lambda: speaking(b"220 mail.example ESMTP\r\n\r\n"), "http", dc.ProtocolError, "does not speak HTTP"),
         (lambda: speaking(TLS_ALERT + b"\r\n"), "http", dc.ProtocolError, "does not speak HTTP"),
         (lambda: speaking(b"", echo=True), "http", dc.ProtocolError, "does not speak HTTP"),
@@ -111,7 +112,7 @@ def nowhere():
         (html, "https", dc.RefusedError, "TLS failed"),
         (html, "http", dc.ProtocolError, ""),
         (wrong_key, "http", dc.RefusedError, "401: the key is wrong or missing: invalid key"),
-        (no_model, "http", dc.RefusedError, "404: no such address or model: no model m"),
+        (no_model, "http", dc.RefusedError, "404 at http://.*: no such address or model: no model m"),
         (over_context, "http", dc.RefusedError, "400: maximum context length is 64"),
         (silent, "http", dc.StalledError, "sent nothing within its deadline"),
         (dropped, "http", dc.CutError, "the connection broke"),
@@ -122,7 +123,7 @@ def test_a_wrong_server_is_one_typed_error(home, there, scheme, kind, word):
     with serving(**there) if isinstance(there, dict) else there() if callable(there) else there as found:
         failure = failure_of(timed, f"{scheme}://{found.removeprefix('http://')}")
     assert type(failure) is kind
-    assert word in str(failure)
+    assert re.search(word, str(failure))
     assert KEY not in str(failure)
 
 

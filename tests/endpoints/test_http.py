@@ -220,7 +220,7 @@ def test_a_server_that_is_gone_does_not_keep_the_other_endpoint_from_answering()
 
     tokens, record = asyncio.run(go())
     assert tokens == [0, 1, 2, 3]
-    assert "there: it cannot be reached" in str(record.failures[0])
+    assert f"there: it cannot be reached at {url}: " in str(record.failures[0])
     assert server.estimated > 0
 
 
@@ -269,6 +269,7 @@ def test_a_role_is_no_token_and_a_chunk_of_several_tokens_is_several():
         ("completions", "/v1/completions", {"prompt": "<u>hi<a>One, two"}),
         ("prefix", "/v1/chat/completions", {"prefix": True}),
         ("continue_final_message", "/v1/chat/completions", {"continue_final_message": True}),
+        ("plain", "/v1/chat/completions", {"role": "assistant"}),
     ],
 )
 def test_the_open_turn_goes_as_the_server_wants_it(continuation, path, expected):
@@ -286,6 +287,7 @@ def test_the_open_turn_goes_as_the_server_wants_it(continuation, path, expected)
     assert tokens == [Token(2, " three")]
     assert asked[0][0] == path
     body = asked[0][1]
+    assert ("continue_final_message" in body) == (continuation == "continue_final_message")
     if continuation != "completions":
         assert body["messages"][0] == {"role": "user", "content": "hi"}
         assert body["messages"][1]["content"] == "One, two"

@@ -1,11 +1,15 @@
-"""What the fault campaign found in LlamaServerEndpoint: an answer that goes on past an event it cannot have read."""
+"""LlamaServerEndpoint where a server answers some requests and not others, or sends what cannot follow."""
 
+import asyncio
 import json
+import threading
 
 import pytest
 
 import disco_core as dc
-from tests.helpers.loopback import piece, through_server
+from disco_core.endpoints.llama_server import LlamaServerEndpoint
+from tests.helpers.loopback import FACTS, piece, serving, through_server
+from tests.helpers.replay import ReplayEndpoint
 
 
 def sends(*raws):
@@ -34,3 +38,42 @@ def test_an_event_that_is_lost_is_not_passed_over(garbled):
     tokens, failure, _ = through_server(answer)
     assert isinstance(failure, dc.ProtocolError)
     assert [token.text for token in tokens] == ["a"]
+
+
+CHAT = [{"role": "user", "content": "hello there"}]
+
+
+@pytest.mark.parametrize(("prompt", "path"), [("hello there", "/tokenize"), (CHAT, "/apply-template")])
+def test_a_stream_whose_tokens_had_to_be_estimated_says_so(prompt, path):
+    """A server that answers all but one kind of query once the endpoint is made."""
+    silent = threading.Event()
+
+    def unanswered(asked):
+        return {"error": "not now"} if silent.is_set() else FACTS[path](asked)
+
+    async def go(url):
+        device = ReplayEndpoint(0.01, [0.001], 2, name="here")
+        async with LlamaServerEndpoint(url, name="there") as server:
+            silent.set()
+            live = dc.stream(
+                prompt, plan=dc.plan_server_only(), server=server, device=device, max_tokens=2, wait=False
+            )
+            assert len([token async for token in live]) == 2
+            return live.record, server.estimated
+
+    with serving(sends(), FACTS | {path: unanswered}) as url:
+        record, estimated = asyncio.run(go(url))
+    assert estimated > 0
+    assert "there: the prompt's tokens are estimated" in record.warnings
+
+
+@pytest.mark.parametrize(
+    "models",
+    [{"data": [{"id": "m"}]}, {"data": [{"status": {"value": "loaded"}}]}, {"data": [{"meta": None}]}, {"models": 7}],
+)
+def test_an_address_that_is_no_llama_cpp_server_with_a_model_is_named(models):
+    with (
+        serving(sends(), FACTS | {"/v1/models": models}) as url,
+        pytest.raises(dc.EndpointError, match=f"^there: {url}"),
+    ):
+        LlamaServerEndpoint(url, name="there")

@@ -127,23 +127,49 @@ def test_temperature_top_p_stop_and_seed_are_sent(monkeypatch):
 @pytest.mark.parametrize(
     ("field", "value"),
     [("stop", ""), ("stop", 5), ("stop", ["a", ""]), ("top_p", 0), ("top_p", 1.5), ("temperature", "hot"),
-     ("deadline_s", -1)],
+     ("deadline_s", -1), ("options", {"n": 2})],
 )  # fmt: skip
 def test_a_bad_setting_names_endpoint_and_field(field, value):
     with pytest.raises(dc.InputError, match=f"there: {field} must be"):
         OpenAIEndpoint("m", base_url="http://127.0.0.1:1/v1", name="there", **{field: value})
 
 
+@pytest.mark.parametrize(
+    ("host", "sent"),
+    [
+        ("localhost:8000", {"max_tokens": 8, "seed": 7, "stream_options": {"include_usage": True}}),
+        ("api.openai.com", {"max_completion_tokens": 8, "seed": 7}),
+        ("x.openai.azure.com", {"max_completion_tokens": 8, "seed": 7}),
+        ("x.services.ai.azure.com", {"max_completion_tokens": 8, "seed": 7}),
+        ("x.cognitiveservices.azure.com", {"max_completion_tokens": 8, "seed": 7}),
+        ("api.mistral.ai", {"max_tokens": 8, "random_seed": 7, "seed": None, "stream_options": None}),
+        ("generativelanguage.googleapis.com", {"max_tokens": 8, "seed": None}),
+        ("notmistral.ai", {"max_tokens": 8, "seed": 7}),
+    ],
+)
+@pytest.mark.parametrize("continuation", ["plain", "completions"])
+def test_parameters_have_the_names_that_the_server_at_the_address_knows(host, sent, continuation):
+    endpoint = OpenAIEndpoint("m", base_url=f"https://{host}/v1", api_key="k", continuation=continuation)
+    request = asyncio.run(endpoint._request(Prefix("hi", (), 8, 7), continuation))
+    if continuation == "completions":
+        sent = {"max_tokens": 8, "seed": 7}
+    assert {name: request.get(name) for name in sent} == sent
+    assert "max_tokens" in request or "max_completion_tokens" in request
+
+
 # --- ways of continuing
 
 
 def scripted(ways):
-    """A server that answers by how it is asked to go on: by "completions", "prefix", or "continue_final_message"."""
+    """A server that answers by how it is asked to go on; an unknown way it refuses."""
 
     def answer(handler):
         asked = handler.asked
         raw = handler.path.endswith("/v1/completions")
-        way = "completions" if raw else "prefix" if asked["messages"][-1].get("prefix") else "continue_final_message"
+        turn = {} if raw else asked["messages"][-1]
+        unmarked = "plain" if turn.get("role") == "assistant" else "continue_final_message"
+        way = "continue_final_message" if asked.get("continue_final_message") else unmarked
+        way = "completions" if raw else "prefix" if turn.get("prefix") else way
         texts = ways.get(way)
         if texts is None:
             reply(handler, {"error": {"message": f"unknown: {way}"}}, 400)
@@ -162,6 +188,10 @@ GOES_ON, OVER = (" five", ", six"), ("One", ", two", ", three")
     [
         ({"continue_final_message": GOES_ON}, {}, "continue_final_message", "works"),
         ({"prefix": GOES_ON}, {}, "prefix", "works"),
+        ({"plain": GOES_ON}, {}, "plain", "works"),
+        ({"plain": GOES_ON}, {"continuation": "plain"}, "plain", "works"),
+        ({"continue_final_message": OVER, "prefix": OVER, "plain": GOES_ON}, {}, "plain", "works"),
+        ({"plain": ("assistant\n\n", "Five")}, {}, "none", "starts over"),
         ({"continue_final_message": OVER, "prefix": (BEGINNING, *GOES_ON)}, {}, "prefix", "echo"),
         ({"completions": GOES_ON}, {}, "completions", "works"),
         ({"continue_final_message": OVER, "prefix": OVER, "completions": GOES_ON}, {}, "none", "starts over"),
@@ -213,8 +243,8 @@ def cut(data, text):
 
 
 def seamless(before, pieces):
-    seam = Seam(before)
-    return "".join([*(part for one in pieces if one for part in seam.feed(one)), *seam.end()])
+    seam = Seam("there", before)
+    return "".join([*(part for one in pieces for part in seam.join(one)), *seam.join("", last=True)])
 
 
 @given(

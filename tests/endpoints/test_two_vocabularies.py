@@ -6,13 +6,13 @@ The other model is the extra `second-model`.
 import asyncio
 import contextlib
 
-import numpy as np
 import pytest
 
 import disco_core as dc
 from artifact.data.model import build, second_model, smollm2_path
 from disco_core.endpoints.base import Prefix, Token
 from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
+from disco_core.migration import HAND_OVER, STAY
 from tests.helpers.loopback import collect
 
 TURNS = {"smollm2": build("{prompt}"), "gemma": "<start_of_turn>user\n{prompt}<end_of_turn>\n<start_of_turn>model\n"}
@@ -43,23 +43,17 @@ def ends(gemma_path):
         yield smollm2, gemma
 
 
-class InEachOnesWords(dc.MigrationRule):
+class InEachOnesWords(dc.Rule):
     """The user's words in the chat template of whichever model reads them; the answer moves at one given token."""
+
+    def __init__(self, target, names, at):
+        self.target, self.names, self.at = target, names, at
 
     def prompt_for(self, end, prompt):
         return TURNS[self.names[end]].format(prompt=prompt)
 
-    def moves(self, prompt_tokens, generated, elapsed_s):
-        return np.asarray(generated) == self.at
-
-
-def rule_to(target, names, at):
-    """Towards an endpoint whose tokens cost nothing, after `at` tokens."""
-    cost = dc.CostModel(0.0, 0.0, 0.0, 1e-6) if target is dc.End.SERVER else dc.CostModel(0.0, 1e-6, 0.0, 0.0)
-    device, ttft = dc.DeviceProfile(100.0, 100.0), dc.TTFTDistribution([0.1])
-    rule = InEachOnesWords(cost, dc.LengthDistribution([LENGTH], [1]), ttft, device)
-    vars(rule).update(names=names, at=at)
-    return rule
+    def decide(self, state):
+        return HAND_OVER if len(state.record.tokens) == self.at else STAY
 
 
 async def answered(words, ends, target, at):
@@ -68,7 +62,7 @@ async def answered(words, ends, target, at):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ends[target], "generate", lambda prefix: given.append(prefix) or generate(prefix))
         plan = dc.plan_device_only() if target is dc.End.SERVER else dc.plan_server_only()
-        rule = rule_to(target, [end.name for end in ends], at)
+        rule = InEachOnesWords(target, [end.name for end in ends], at)
         pair = {"server": ends[0], "device": ends[1]}
         live = dc.stream(words, plan=plan, **pair, rule=rule, max_tokens=LENGTH, wait=False)
         async with contextlib.aclosing(live):

@@ -90,6 +90,11 @@ def C(delta: Any = None, reason: Any = None, /, usage: Any = None, **more: Any) 
     return data({"choices": [choice]} | ({} if usage is None else {"usage": usage}))
 
 
+def choices(*several: Any, **more: Any) -> bytes:
+    """A chunk with these choices."""
+    return data({"choices": several} | more)
+
+
 def billed(n: Any, **details: Any) -> dict[str, Any]:
     return {"prompt_tokens": 9, "completion_tokens": n} | details
 
@@ -99,6 +104,8 @@ def _case(kind: str, name: str, *sent: bytes, **expected: Any) -> Case:
 
 
 SALT = C("Salt."), C({}, "stop"), DONE
+STOPS = [{"index": 0, "delta": {}, "finish_reason": "stop"}]
+WHOLE = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Salt."}, "finish_reason": "stop"}]}
 FILTER_RESULT = data({"choices": [{"index": 0, "finish_reason": None, "content_filter_offsets": {}}]})
 HM = C({"reasoning_content": "hm"}) * 16
 ECHO = {"before": "The sea is", "options": {"continuation": "prefix"}, "texts": (" salty", ".")}
@@ -108,6 +115,8 @@ ANEW = {
     "failure": dc.ProtocolError,
     "words": ("began the answer anew",),
 }
+
+ANEW_HM = ANEW | {"reasoning": ("hm",)}
 
 SHAPES = [
     _case(
@@ -191,17 +200,14 @@ SHAPES = [
     _case(
         "A",
         "a server that does not stream",
-        json.dumps(
-            {"choices": [{"index": 0, "message": {"role": "assistant", "content": "Salt."}, "finish_reason": "stop"}]}
-        ).encode(),
+        json.dumps(WHOLE).encode(),
         media="application/json",
         texts=("Salt.",),
     ),
     _case(
         "A",
         "a second choice",
-        C("Salt."),
-        data({"choices": [{"index": 1, "delta": {"content": "x"}}]}),
+        choices({"index": 0, "delta": {"content": "Salt."}}, {"index": 1, "delta": {"content": "x"}}),
         C({}, "stop"),
         texts=("Salt.",),
     ),
@@ -221,6 +227,39 @@ SHAPES = [
         DONE,
         texts=("I will not.",),
     ),
+    _case(
+        "A",
+        "older TGI, an index that counts tokens",
+        choices({"index": 1, "delta": {"content": "Salt"}}),
+        choices({"index": 2, "delta": {"content": "."}}),
+        choices({"index": 3, "delta": {}, "finish_reason": "stop"}),
+        texts=("Salt", "."),
+    ),
+    _case(
+        "A",
+        "bedrock, the answer's index after the reasoning's",
+        choices({"index": 0, "delta": {"reasoning_content": "hm"}}),
+        choices({"index": 1, "delta": {"content": "Salt."}}),
+        choices({"index": 0, "delta": {}, "finish_reason": "stop"}),
+        reasoning=("hm",),
+        texts=("Salt.",),
+    ),
+    _case(
+        "A",
+        "openrouter, details of reasoning alone",
+        C({"content": "", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}]}),
+        C({"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]}),
+        *SALT,
+        reasoning=("hm",),
+        texts=("Salt.",),
+    ),
+    _case(
+        "A",
+        "an error without content",
+        choices({"index": 0, "delta": {"content": "Salt."}}, error={"message": "", "type": "", "code": None}),
+        C({}, "stop"),
+        texts=("Salt.",),
+    ),
 ]
 
 REASONS = [
@@ -234,6 +273,13 @@ REASONS = [
     "FINISH_REASON_STOP",
     "COMPLETE",
     "endoftext",
+    "stop_words",
+    "end_id",
+    "eom",
+    "</s>",
+    "<|im_end|>",
+    "stop_str",
+    "matched_stop",
 ]
 FINISHED = [
     *(
@@ -259,6 +305,9 @@ FINISHED = [
     _case(
         "B", "the reason with the last text", C("Salt", None), C(".", "eos_token"), ends="reset", texts=("Salt", ".")
     ),
+    _case("B", "gemini's finishReason", C("Salt."), choices({"index": 0, "finishReason": "STOP"}), texts=("Salt.",)),
+    _case("B", "a reason with every chunk", C("Salt", "stop"), C(".", "stop"), DONE, texts=("Salt", ".")),
+    _case("B", "a reason that says not yet", C("Salt", "not_finished"), C(".", "eos_token"), texts=("Salt", ".")),
     _case("B", "no blank line after the last event", C("Salt."), C({}, "stop").rstrip(), texts=("Salt.",)),
     _case(
         "B", "an error after stop", C("Salt."), C({}, "stop"), data({"error": {"message": "late"}}), texts=("Salt.",)
@@ -370,7 +419,62 @@ UNFINISHED = [
             failure=dc.CutError,
             words=(reason,),
         )
-        for reason in ("tool_calls", "insufficient_system_resource", "abort", "error", "cancelled")
+        for reason in (
+            "tool_calls",
+            "insufficient_system_resource",
+            "abort",
+            "error",
+            "cancelled",
+            "time_limit",
+            "incomplete",
+            "function_call_filter: MALFORMED_FUNCTION_CALL",
+        )
+    ),
+    *(
+        _case(
+            "C",
+            f"below what was asked, {reason}",
+            C("Salt"),
+            C({}, reason, usage=billed(3)),
+            DONE,
+            texts=("Salt",),
+            undelivered=2,
+            failure=dc.CutError,
+            words=("3 of 16 tokens", reason),
+        )
+        for reason in ("MAX_TOKENS", "token_limit", "context_length_exceeded", "model_context_window_exceeded")
+    ),
+    _case(
+        "C",
+        "a reason with every chunk, then a close",
+        C("Salt", "stop"),
+        C(" is", "stop"),
+        ends="close",
+        texts=("Salt", " is"),
+        failure=dc.CutError,
+        words=("broke",),
+    ),
+    _case(
+        "C",
+        "usage after length",
+        C("Salt"),
+        C({}, "length"),
+        data({"choices": [], "usage": billed(3)}),
+        DONE,
+        texts=("Salt",),
+        undelivered=2,
+        failure=dc.CutError,
+        words=("3 of 16 tokens",),
+    ),
+    _case(
+        "C",
+        "gemini, reasoning in the total alone",
+        C("Salt", "length", usage=billed(1, total_tokens=25)),
+        DONE,
+        texts=("Salt",),
+        undelivered=15,
+        failure=dc.CutError,
+        words=("1 of 16 tokens",),
     ),
     *(
         _case(
@@ -383,7 +487,16 @@ UNFINISHED = [
             failure=FilteredError,
             words=(reason,),
         )
-        for reason in ("content_filter", "SAFETY", "content_filtered", "RECITATION", "guardrail_intervened")
+        for reason in (
+            "content_filter",
+            "SAFETY",
+            "content_filtered",
+            "RECITATION",
+            "guardrail_intervened",
+            "content_filter: PROHIBITED_CONTENT",
+            "IMAGE_RECITATION",
+            "MODEL_ARMOR",
+        )
     ),
     _case(
         "C",
@@ -484,8 +597,26 @@ FRAMES = [
         native=True,
     ),
     _case("D", "no media type", *SALT, media=None, texts=("Salt.",)),
+    *(
+        _case("D", f"events as {media}", *SALT, media=media, texts=("Salt.",))
+        for media in ("application/json", "application/x-ndjson", "text/html")
+    ),
+    _case("D", "data twice", *(b"data: " + event for event in SALT), texts=("Salt.",)),
+    _case("D", "data on the next line", *(event.replace(b" ", b"\n ", 1) for event in SALT), texts=("Salt.",)),
+    _case("D", "lines of JSON", *(event[6:-1] for event in SALT[:2]), texts=("Salt.",)),
+    _case("D", "words as data", b"data: ping\n\n", *SALT, b"event: end\ndata: over\n\n", texts=("Salt.",)),
+    *(
+        _case("D", f"a whole answer, {name}", sent, texts=("Salt.",))
+        for name, sent in {
+            "as events": json.dumps(WHOLE).encode(),
+            "over several lines": json.dumps(WHOLE, indent=1).encode(),
+            "and [DONE] on the same line": json.dumps(WHOLE).encode() + DONE,
+        }.items()
+    ),
 ]
 
+SPENT = billed(10, completion_tokens_details={"reasoning_tokens": 8})
+HIDDEN = {"max_tokens": 2, "texts": ("Salt", "."), "undelivered": 8}
 BILLS = [
     _case(
         "E",
@@ -531,6 +662,29 @@ BILLS = [
         reasoning=("hm",),
         undelivered=7,
     ),
+    *(
+        _case("E", f"usage {name} all that was asked for", C("Salt"), *sent, DONE, **HIDDEN)
+        for name, sent in {
+            "with": [C(".", "length", usage=SPENT)],
+            "after": [C("."), C({}, "length", usage=SPENT)],
+            "in a chunk of its own after": [C(".", "length"), data({"choices": [], "usage": SPENT})],
+        }.items()
+    ),
+    _case(
+        "E", "groq's usage", C("Salt."), choices(*STOPS, x_groq={"usage": billed(7)}), texts=("Salt.",), undelivered=6
+    ),
+    *(
+        _case(
+            "E",
+            f"{name}, reasoning beside the completion",
+            C("Salt."),
+            C({}, "stop", usage=billed(made, total_tokens=69, completion_tokens_details=details)),
+            DONE,
+            texts=("Salt.",),
+            undelivered=59,
+        )
+        for name, made, details in (("gemini", 1, None), ("xai", 1, {"reasoning_tokens": 59}), ("a gateway", 0, {}))
+    ),
 ]
 
 
@@ -570,6 +724,25 @@ ERRORS = [
     ),
     _json("F", "problem details", 503, {"title": "Overloaded", "detail": "come back"}, "Overloaded: come back"),
     _json("F", "unknown shape", 500, {"why": "because"}, "because"),
+    _json("F", "an event", 400, data({"error": {"message": "too long"}}) + DONE, "too long"),
+    _json("F", "minimax", 400, {"base_resp": {"status_code": 1008, "status_msg": "no balance"}}, "no balance"),
+    _json(
+        "F",
+        "openrouter's moderation",
+        403,
+        {"error": {"code": 403, "message": "not this", "metadata": {"flagged_input": "x"}}},
+        "not this",
+        failure=FilteredError,
+    ),
+    _json(
+        "F",
+        "dashscope's inspection",
+        400,
+        [{"error": {"code": "data_inspection_failed", "message": "not this"}}],
+        "not this",
+        failure=FilteredError,
+    ),
+    _json("F", "a wrong address", 404, {}, "no such address or model", "/v1/chat/completions"),
     _json("F", "plain text", 500, b"upstream connect error", "upstream connect error", media="text/plain"),
     _json("F", "nothing", 500, b""),
     _json(
@@ -653,6 +826,23 @@ ERRORS = [
         failure=dc.CutError,
         words=("quota used up",),
     ),
+    *(
+        _case("F", name, C("Salt"), *sent, DONE, texts=("Salt",), failure=dc.CutError, words=("no slot",))
+        for name, sent in {
+            "groq, beside a finish reason": [choices(*STOPS, x_groq={"id": "r", "error": "no slot"})],
+            "groq, without choices": [choices(x_groq={"id": "r", "error": "no slot"})],
+            "openrouter, in the choice": [C({}, "error", error={"code": 502, "message": "no slot"})],
+            "an error in the delta": [C({"error": {"message": "no slot"}})],
+            "sglang, a reason with words": [C({}, {"type": "abort", "message": "no slot"})],
+            "gemini, a list": [data([{"error": {"code": 503, "message": "no slot", "status": "UNAVAILABLE"}}])],
+            "minimax": [data({"choices": None, "base_resp": {"status_code": 1008, "status_msg": "no slot"}})],
+            "a message with a capital": [data({"Message": "no slot"})],
+            "cerebras": [data({"message": "no slot", "type": "too_many_tokens_error", "param": "quota"})],
+            "responses": [data({"type": "response.failed", "response": {"error": {"message": "no slot"}}})],
+            "after half an event": [b'data: {"choices":[{"ind\n', data({"error": {"message": "no slot"}})],
+            "as data, in words": [b"data: no slot\n\n"],
+        }.items()
+    ),
     _case(
         "F",
         "words without an event",
@@ -670,8 +860,8 @@ ERRORS = [
         "200 and JSON",
         json.dumps({"error": {"message": "no credit"}}).encode(),
         media="application/json",
-        failure=dc.ProtocolError,
-        words=("no credit", "application/json"),
+        failure=dc.CutError,
+        words=("no credit",),
     ),
     _case(
         "F",
@@ -711,6 +901,8 @@ SEAMS = [
         texts=("The", " end."),
         options={"continuation": "prefix"},
     ),
+    _case("G", "echo after an empty line", C("\n\nThe sea is"), C(" salty"), C("."), C({}, "stop"), DONE, **ECHO),
+    _case("G", "a new beginning after reasoning", C({"reasoning": "hm"}), C("The sea is salty because"), **ANEW_HM),
     _case("G", "a new beginning", C("The sea is salty because"), C({}, "stop"), DONE, **ANEW),
     _case("G", "a new beginning in pieces", C("The"), C(" sea"), C(" is"), C(" blue"), C({}, "stop"), DONE, **ANEW),
     _case("G", "a new beginning that ends", C("The sea is salty"), C({}, "stop"), DONE, **ANEW),
@@ -724,6 +916,28 @@ def raw_chunk(content: bytes) -> bytes:
 WAVE = "\N{WATER WAVE}"
 HALVES = [
     _case("H", "two surrogates", C("\ud83c"), C("\udf0a"), C({}, "stop"), DONE, texts=(WAVE,), undelivered=1),
+    _case(
+        "H",
+        "in reasoning, both",
+        C({"reasoning": "\ud83c"}),
+        C({"reasoning": "\udf0a"}),
+        *SALT,
+        reasoning=(WAVE,),
+        texts=("Salt.",),
+        undelivered=1,
+    ),
+    _case(
+        "H",
+        "with reasoning between",
+        C("\ud83c"),
+        C({"reasoning": "hm"}),
+        C("\udf0a"),
+        C({}, "stop"),
+        reasoning=("hm",),
+        texts=(WAVE,),
+        undelivered=1,
+    ),
+    _case("H", "half at the limit", C("a\ud83c", "length", usage=billed(16)), texts=("a", "\ufffd"), undelivered=14),
     _case("H", "with text around", C("a\ud83c"), C("\udf0ab"), C({}, "stop"), DONE, texts=("a", f"{WAVE}b")),
     _case("H", "half at the end", C("a\ud83c"), C({}, "stop"), DONE, texts=("a", "\ufffd")),
     _case("H", "the wrong half", C("\udf0a"), C("b"), C({}, "stop"), DONE, texts=("\ufffd", "b")),

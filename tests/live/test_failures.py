@@ -12,7 +12,7 @@ import disco_core as dc
 from artifact.measure.network_delay import LastHop
 from disco_core import stream
 from disco_core.endpoints.base import Generation, Token
-from disco_core.migration import HAND_OVER, PREFILL, Rule
+from disco_core.migration import HAND_OVER, PREFILL, RECALL, Rule
 from tests.helpers.clock import run
 from tests.helpers.replay import Failure, ReplayEndpoint
 from tests.helpers.strategies import plans, rules
@@ -44,14 +44,14 @@ def test_nothing_is_lost_repeated_or_reordered(l, length, first, plan, rule, ser
     assert (record.error is error) or error is None
     assert (server.running, device.running) == (0, 0)
     assert record.prefill == [server.prefilled, device.prefilled]
-    # each endpoint counted for itself; not charged is one token of a loser: at the winner's instant, or, where the
-    # rule keeps it, the one that tells that its prefill has ended
+    # each endpoint counted for itself; not charged is one token of a loser: the one that tells that its prefill has
+    # ended, where the rule lets it finish that
     uncharged = [server.made - record.decode[0], device.made - record.decode[1]]
     assert uncharged in ([0, 0], [0, 1], [1, 0])
     if uncharged != [0, 0]:
         assert record.started == [True, True]
         assert uncharged[record.winner] == 0
-        assert record.winner == dc.End.SERVER or rule.finish_loser_prefill
+        assert rule.finish_loser_prefill
     assert not any("AssertionError" in str(failure) for failure in record.failures)  # the ends check their prefixes
     assert record.unconfirmed == [0, 0]
     times = [(token.generated_s, token.released_s) for token in tokens]
@@ -440,6 +440,39 @@ def test_after_a_first_token_deadline_the_other_endpoint_is_asked(deadline):
     )
     run(collect(live))
     assert live.record.prefill == [2, 0]
+
+
+def test_a_start_is_a_failover_s_only_if_the_plan_has_it_later():
+    """The server fails at the instant for which the device is planned, or before."""
+    plan = dc.DispatchPlan("hedge", [1], np.array([[[0.0]], [[0.5]]]), [[1.0]])
+    for fails_s, failover in ((0.5, 0), (0.25, 2)):
+        server = ReplayEndpoint(fails_s, [0.125], 8, fail=Failure.DIE_BEFORE_FIRST, name="server")
+        device = ReplayEndpoint(0.25, [0.0625], 8, name="device")
+        live = stream("hi", plan=plan, server=server, device=device, max_tokens=8, wait=False)
+        assert run(collect(live))[1] is None
+        assert live.record.failover_prefill == [0, failover]
+        assert live.record.started == [True, not failover]
+
+
+def test_a_recall_is_no_failover():
+    """The device starts because the server misses its deadline; what the rule then recalls, no failure caused."""
+
+    class Recalls(Rule):
+        target = dc.End.SERVER
+
+        def decide(self, state):
+            return RECALL if state.awaited else HAND_OVER
+
+    server = ReplayEndpoint(9.0, [0.125], 8, name="server")
+    device = ReplayEndpoint(0.25, [0.0625], 8, name="device")
+    both = {"server": server, "device": device}
+    live = stream(
+        "hi", plan=dc.plan_server_only(), **both, rule=Recalls(), max_tokens=2, wait=False, first_token_s=0.5
+    )
+    tokens, error = run(collect(live))
+    assert (len(tokens), error) == (2, None)
+    assert live.record.prefill == [2 + 3, 2 + 3]
+    assert live.record.failover_prefill == [0, 2]
 
 
 class Filtered(ReplayEndpoint):

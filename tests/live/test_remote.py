@@ -86,3 +86,24 @@ def test_what_a_target_gets_as_text_is_counted_by_its_server_after_all():
     assert (len(tokens), error) == (8, None)
     assert at > 0
     assert live.record.prefill[0] == len(MESSAGES[0]["content"]) + sum(len(token.text) for token in tokens[:at])
+
+
+class MovesAt(dc.Rule):
+    """The server prefills from the first token on, and takes over at the third."""
+
+    target = dc.End.SERVER
+
+    def decide(self, state):
+        return dc.HAND_OVER if len(state.record.tokens) == 3 else dc.PREFILL
+
+
+@pytest.mark.parametrize("takes_s", [0.0, 0.1])
+def test_a_prefix_cache_is_charged_for_what_is_new_by_the_server_s_count(takes_s):
+    """However late the count of its prompt comes: before it takes over, or after."""
+    server = remote(takes_s, prefix_cache=True)
+    device = ReplayEndpoint(0.05, [0.02], 8, name="device")
+    options = {"server": server, "device": device, "rule": MovesAt(), "max_tokens": 8, "wait": False}
+    live = dc.stream(MESSAGES, plan=dc.plan_device_only(), **options)
+    tokens, error = asyncio.run(collect(live))
+    assert (len(tokens), error, live.record.migrated_at) == (8, None, 3)
+    assert live.record.prefill == [server.prefilled, device.prefilled]
