@@ -46,10 +46,11 @@ def model_file(name: str, path: Any) -> Path:
     return Path(path)
 
 
-class _Job(Answer):
+class Job(Answer):
     """A generation that the owner thread runs, and the way back to the event loop that waits for its tokens."""
 
     ids: Sequence[int] = ()
+    llama: "Llama | None" = None  # while the owner runs it, once the state is cut to the common beginning
     loop: asyncio.AbstractEventLoop
 
     def __init__(self, endpoint: "LlamaCppEndpoint", prefix: Prefix) -> None:
@@ -62,8 +63,7 @@ class _Job(Answer):
     @property
     def prefilled(self) -> int | None:  # type: ignore[override]
         """Tokens of the prefix processed so far; None unless it is running."""
-        endpoint = self.endpoint
-        return min(len(self.ids), endpoint._llama.n_tokens) if endpoint._at is self else None
+        return None if self.llama is None else min(len(self.ids), self.llama.n_tokens)
 
     def cancel(self) -> None:
         self.flag[0] = b"!"
@@ -115,22 +115,21 @@ class LlamaCppEndpoint(LlamaEndpoint):
         self.chat_template, self._path = chat_template, model_file(name, model_path)
         threads, context = checks.count(n_threads, f"{name}: n_threads"), checks.count(n_ctx, f"{name}: n_ctx")
         self._options = {"n_threads": threads, "n_threads_batch": threads, "n_ctx": context}
-        self._llama = self._load()
+        self._llama = self._load(self._path)
         self._bos, self._eos = self._mark(self._llama.token_bos()), self._mark(self._llama.token_eos())
         self._closed = False
         self._identify(self._llama.n_vocab(), self._llama.n_ctx())
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._open: set[_Job] = set()
-        self._at: _Job | None = None  # the job that the owner runs, once the state is cut to the common beginning
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._open: set[Job] = set()
         self._owner = threading.Thread(target=self._own, name=name, daemon=True)
         self._owner.start()
         atexit.register(self.close)  # a daemon thread inside a model's step would not survive the interpreter's end
 
     def generate(self, prefix: Prefix) -> Generation:
         """The tokens that follow, up to the end of the turn. Closing stops even a prefill within milliseconds."""
-        return _Job(self, prefix)
+        return Job(self, prefix)
 
-    async def _answer(self, job: _Job) -> AsyncGenerator[Token, None]:
+    async def _answer(self, job: Job) -> AsyncGenerator[Token, None]:
         job.ids, job.loop = self._ids(job.prefix), asyncio.get_running_loop()
         self._open.add(job)
         self._jobs.put(job)
@@ -157,7 +156,7 @@ class LlamaCppEndpoint(LlamaEndpoint):
             job.cancel()
         self._jobs.put(None)
         self._owner.join()
-        self._llama.close()
+        self._free()
 
     def __enter__(self) -> "LlamaCppEndpoint":
         return self
@@ -199,20 +198,27 @@ class LlamaCppEndpoint(LlamaEndpoint):
         adds = opening and not (self._bos and text.startswith(self._bos))
         return tuple(self._llama.tokenize(text.encode(), add_bos=adds, special=True))
 
-    def _load(self) -> "Llama":
+    def _model(self, job: Job) -> "Llama":
+        """The model that runs a job; in the owner thread."""
+        return self._llama
+
+    def _free(self) -> None:
+        self._llama.close()
+
+    def _load(self, path: Path) -> "Llama":
         try:
             from llama_cpp import Llama
         except ImportError as error:
             raise RefusedError(self.name, "it needs the package llama-cpp-python") from error
         try:
             with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are intended
-                llama = Llama(str(self._path), n_batch=BATCH, n_ubatch=BATCH, verbose=False, **self._options)
+                llama = Llama(str(path), n_batch=BATCH, n_ubatch=BATCH, verbose=False, **self._options)
         except (ValueError, RuntimeError) as error:
-            raise InputError(f"{self.name}: model_path {str(self._path)!r} cannot be loaded: {error}") from None
+            raise InputError(f"{self.name}: model_path {str(path)!r} cannot be loaded: {error}") from None
         wanted, trained = self._options["n_ctx"], llama._model.n_ctx_train()
         if wanted > trained:
             llama.close()
-            raise InputError(f"{self.name}: n_ctx must be at most {trained} for {self._path.name}, got {wanted}")
+            raise InputError(f"{self.name}: n_ctx must be at most {trained} for {path.name}, got {wanted}")
         return llama
 
     def _own(self) -> None:
@@ -229,16 +235,16 @@ class LlamaCppEndpoint(LlamaEndpoint):
                 job.tell(None)
                 job.run.set_result(None)
 
-    def _generate(self, job: _Job) -> None:
+    def _generate(self, job: Job) -> None:
         from llama_cpp import llama_set_abort_callback, llama_vocab_is_eog
 
         logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # it reports every cancel as an error
-        llama = self._llama
+        llama = self._model(job)
         if not self.prefix_cache:
             llama.reset()
         # what needs no prefill: the common beginning, without the last token, whose output gives the next one
         llama.n_tokens = known = llama.longest_token_prefix(llama.input_ids[: llama.n_tokens], job.ids[:-1])
-        self._at = job
+        job.llama = llama
         llama.set_seed(0 if job.prefix.seed is None else job.prefix.seed)
         llama_set_abort_callback(llama.ctx, _abort(), ctypes.cast(job.flag, ctypes.c_void_p))
         text = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in several tokens
@@ -257,7 +263,7 @@ class LlamaCppEndpoint(LlamaEndpoint):
                     if job.cancelled:
                         raise CutError(self.name, "it was stopped")
         finally:
-            self._at = None
+            job.llama = None
             self.confirmed += llama.n_tokens - known
 
 

@@ -7,16 +7,20 @@ than one for a single answer.
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from artifact.elastic.forward import Array, Model, Packed, norm, neurons, rotated
+from artifact.elastic.forward import Model, Packed, neurons, norm, rotated
 from artifact.errors import ArtifactError
 
 LEAST_TOKENS = 2000  # of all answers: with fewer, the second moments of an MLP's neurons say nothing
 
 
 def sample(
-    model: Model, prompts: Sequence[Sequence[int]], tokens: int, stop: int, rng: np.random.Generator, temperature: float = 1.0
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    stop: int,
+    rng: np.random.Generator,
+    temperature: float = 1.0,
 ) -> list[list[int]]:
     """Each prompt with its answer, at most `tokens` ids in all; an answer ends with the id `stop`.
 
@@ -44,7 +48,9 @@ def sample(
             keys[b, running, :, at] = k
             values[b, running, :, at] = (y @ block.attn_v.T).reshape(len(y), -1, size)
             q = q.reshape(len(y), groups, -1, size)
-            score = np.einsum("ngqd,ngtd->ngqt", q, keys[b, running, :, : at + 1], optimize=True) * np.float32(size**-0.5)
+            score = np.einsum("ngqd,ngtd->ngqt", q, keys[b, running, :, : at + 1], optimize=True) * np.float32(
+                size**-0.5
+            )
             score = np.exp(score - score.max(-1, keepdims=True))
             score /= score.sum(-1, keepdims=True)
             seen = np.einsum("ngqt,ngtd->ngqd", score, values[b, running, :, : at + 1], optimize=True)

@@ -18,7 +18,17 @@ Array = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 ARCHITECTURES = ("llama", "deci")  # what levels are made of, and as what they are written
-BLOCK_TENSORS = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
+BLOCK_TENSORS = (
+    "attn_norm",
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "attn_output",
+    "ffn_norm",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+)
 
 
 @dataclass
@@ -78,7 +88,9 @@ def load(path: Path) -> Model:
     architecture = field(reader, "general.architecture")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     if architecture not in ARCHITECTURES or "output.weight" in tensors:
-        what = f"is of the {architecture} architecture" if architecture not in ARCHITECTURES else "has an output matrix"
+        what = (
+            f"is of the {architecture} architecture" if architecture not in ARCHITECTURES else "has an output matrix"
+        )
         raise ArtifactError(f"{path.name} {what}; levels are made of {ARCHITECTURES[0]} models with a tied embedding")
 
     def weights(name: str) -> Array:

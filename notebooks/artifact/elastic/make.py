@@ -171,9 +171,7 @@ def make(
     return Made(folder, layers, pd.DataFrame(rows), shop.seconds)
 
 
-def _row(
-    share: float, shape: Shape, path: Path, adapter: Path | None, found: list[recovery.Layer]
-) -> dict[str, Any]:
+def _row(share: float, shape: Shape, path: Path, adapter: Path | None, found: list[recovery.Layer]) -> dict[str, Any]:
     explained = np.mean([layer.explained for layer in found], axis=0) if found else (np.nan, np.nan)
     return {
         "percent": round(100 * share),
