@@ -115,7 +115,7 @@ class LlamaCppEndpoint(LlamaEndpoint):
         self.chat_template, self._path = chat_template, model_file(name, model_path)
         threads, context = checks.count(n_threads, f"{name}: n_threads"), checks.count(n_ctx, f"{name}: n_ctx")
         self._options = {"n_threads": threads, "n_threads_batch": threads, "n_ctx": context}
-        self._llama = self._load(self._path)
+        self._llama = self._vocabulary()
         self._bos, self._eos = self._mark(self._llama.token_bos()), self._mark(self._llama.token_eos())
         self._closed = False
         self._identify(self._llama.n_vocab(), self._llama.n_ctx())
@@ -198,25 +198,29 @@ class LlamaCppEndpoint(LlamaEndpoint):
         adds = opening and not (self._bos and text.startswith(self._bos))
         return tuple(self._llama.tokenize(text.encode(), add_bos=adds, special=True))
 
+    def _vocabulary(self) -> "Llama":
+        """What any thread reads the vocabulary from: here the model itself."""
+        return self._load(self._path)
+
     def _model(self, job: Job) -> "Llama":
-        """The model that runs a job; in the owner thread."""
+        """The model that runs a job, in the owner thread; an EndpointError refuses the job."""
         return self._llama
 
     def _free(self) -> None:
         self._llama.close()
 
-    def _load(self, path: Path) -> "Llama":
+    def _load(self, path: Path, **options: Any) -> "Llama":
         try:
             from llama_cpp import Llama
         except ImportError as error:
             raise RefusedError(self.name, "it needs the package llama-cpp-python") from error
         try:
             with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are intended
-                llama = Llama(str(path), n_batch=BATCH, n_ubatch=BATCH, verbose=False, **self._options)
+                llama = Llama(str(path), n_batch=BATCH, n_ubatch=BATCH, verbose=False, **self._options, **options)
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{self.name}: model_path {str(path)!r} cannot be loaded: {error}") from None
         wanted, trained = self._options["n_ctx"], llama._model.n_ctx_train()
-        if wanted > trained:
+        if 0 < trained < wanted:  # 0: the vocabulary alone
             llama.close()
             raise InputError(f"{self.name}: n_ctx must be at most {trained} for {path.name}, got {wanted}")
         return llama
@@ -228,6 +232,8 @@ class LlamaCppEndpoint(LlamaEndpoint):
                 continue
             try:
                 self._generate(job)
+            except EndpointError as error:
+                job.tell(error)
             except Exception as error:
                 what = "it was stopped" if job.cancelled else f"{type(error).__name__}: {error}"
                 job.tell(CutError(self.name, what))

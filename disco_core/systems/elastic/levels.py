@@ -16,6 +16,7 @@ from typing import Any
 from disco_core.errors import InputError
 
 MANIFEST = "levels.json"
+REMEDY = "make the levels again"
 
 
 @dataclass(frozen=True)
@@ -38,40 +39,46 @@ def load_levels(folder: Path | str, parent: Path | str | None = None) -> dict[in
     parent   the model they must have been cut from; None: whichever it was
     InputError, which names the file, if the manifest or a level is missing, changed, or of another parent.
     """
-    folder = Path(folder)
-    remedy = "make the levels again"
+    folder = _path(folder, "folder")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         made_from, listed = str(manifest["parent"]["sha256"]), list(manifest["levels"])
+        if parent is not None and _sha256(_path(parent, "parent")) != made_from:
+            raise InputError(f"the levels in {folder} were cut from another model than {Path(parent).name}; {REMEDY}")
         levels = [_level(folder, one) for one in listed]
     except InputError:
         raise
     except OSError as error:
-        raise InputError(f"{error.filename} cannot be read: {error.strerror}; {remedy}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / MANIFEST} is no manifest of levels ({type(error).__name__}: {error})") from None
-    if parent is not None and _sha256(Path(parent)) != made_from:
-        raise InputError(f"the levels in {folder} were cut from another model than {Path(parent).name}; {remedy}")
+        raise InputError(f"{error.filename} cannot be read: {error.strerror}; {REMEDY}") from None
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise InputError(f"{folder / MANIFEST} is no manifest of levels ({what}); {REMEDY}") from None
     if not levels:
-        raise InputError(f"{folder / MANIFEST} lists no level; {remedy}")
+        raise InputError(f"{folder / MANIFEST} lists no level; {REMEDY}")
     found = {level.percent: level for level in sorted(levels, key=lambda level: -level.share)}
     if len(found) < len(levels):
-        raise InputError(f"{folder / MANIFEST} lists two levels of the same percent; {remedy}")
+        raise InputError(f"{folder / MANIFEST} lists two levels of the same percent; {REMEDY}")
     return found
+
+
+def _path(value: Any, name: str) -> Path:
+    if not isinstance(value, str | Path):
+        raise InputError(f"{name} must be a path, got {value!r:.80}")
+    return Path(value)
 
 
 def _level(folder: Path, listed: Mapping[str, Any]) -> Level:
     share, adapter = float(listed["share"]), listed.get("adapter")
     if not 0 < share <= 1:
         raise ValueError(f"a share is above 0 and at most 1, got {share}")
-    path = _checked(folder, listed)
-    return Level(share, path, None if adapter is None else _checked(folder, adapter))
+    path = _verified(folder, listed)
+    return Level(share, path, None if adapter is None else _verified(folder, adapter))
 
 
-def _checked(folder: Path, listed: Mapping[str, Any]) -> Path:
+def _verified(folder: Path, listed: Mapping[str, Any]) -> Path:
     path = folder / str(listed["file"])
     if _sha256(path) != listed["sha256"]:
-        raise InputError(f"{path} is not the level that was made: its sha256 differs; make the levels again")
+        raise InputError(f"{path} is not the level that was made: its sha256 differs; {REMEDY}")
     return path
 
 
