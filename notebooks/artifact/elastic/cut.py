@@ -1,9 +1,9 @@
 """Levels of a model as GGUF files: its units ordered once, and of each layer but the anchors a first part kept.
 
-Units are the neurons of an MLP (rows of gate and up with a column of down) and the key-value groups of attention heads
-(rows of q, k and v with columns of the output matrix). Their order leaves the output unchanged, so a level is a prefix
-of the ordered model: rows, and whole quantisation blocks of columns, are copied as they are. Only the columns of the
-down-projection are quantised anew, once, when they are ordered, since their blocks run along the neurons.
+Units are the neurons of an MLP (rows of gate and up with a column of down) and the key-value groups of attention
+heads (rows of q, k and v with columns of the output matrix). Their order leaves the output unchanged, so a level is a
+prefix of the ordered model: rows, and whole quantisation blocks of columns, are copied as they are. Only the columns
+of the down-projection are quantised anew, once, when they are ordered, since their blocks run along the neurons.
 
 Levels are written under llama.cpp's `deci` architecture, which has widths and heads per layer.
 """
@@ -11,6 +11,7 @@ Levels are written under llama.cpp's `deci` architecture, which has widths and h
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,10 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from artifact.elastic.forward import Array, Ids, field
+from artifact.elastic.forward import BLOCK_TENSORS, Array, Ids, field
 from artifact.errors import ArtifactError
 
 LEVEL = "deci"
+BLOCK = 32  # weights in a block of all quantisations that are supported
 REQUANTISED = "Q8_0"  # of ordered columns: in four bits, quantised a second time, logits move by up to 7
 SUPPORTED = ("Q4_0", "Q4_1", "Q8_0", "F16", "F32")
 ROWS, COLUMNS = ("ffn_gate", "ffn_up"), "ffn_down"
@@ -81,8 +83,6 @@ class Parent:
 
 def parent(path: Path) -> Parent:
     """What there is to know of a model before it is cut. ArtifactError if it is not of a kind that can be cut."""
-    from gguf import GGML_QUANT_SIZES
-
     reader = _reader(path)
     name = field(reader, "general.architecture")
     if name != "llama":
@@ -94,18 +94,20 @@ def parent(path: Path) -> Parent:
     if "output.weight" in tensors:
         raise ArtifactError(f"{path.name} has an output matrix of its own; levels are made of models that share it")
     layers, heads = int(field(reader, "llama.block_count")), int(field(reader, "llama.attention.head_count"))
-    down = tensors["blk.0.ffn_down.weight"]
-    neurons, width = (int(n) for n in down.shape)
+    wanted = {f"blk.{layer}.{tensor}.weight" for layer in range(layers) for tensor in BLOCK_TENSORS}
+    if other := sorted(wanted ^ {name for name in tensors if name.startswith("blk.")}):
+        what = "has no" if other[0] in wanted else "has a"
+        raise ArtifactError(f"{path.name} {what} {other[0]}; levels are made of models with {len(wanted)} matrices")
+    neurons, width = (int(n) for n in tensors["blk.0.ffn_down.weight"].shape)
     size = int(tensors["blk.0.attn_q.weight"].shape[1]) // heads
     groups = int(field(reader, "llama.attention.head_count_kv"))
-    block = GGML_QUANT_SIZES[down.tensor_type][0]
-    return Parent(layers, width, neurons, heads, groups, size, max(block, 32), _sha256(path))
+    if neurons % BLOCK or heads // groups * size % BLOCK:
+        raise ArtifactError(f"{path.name} has neurons or groups of heads that are no whole blocks of {BLOCK}")
+    return Parent(layers, width, neurons, heads, groups, size, BLOCK, _sha256(path))
 
 
 def write_ordered(path: Path, order: Order, target: Path) -> None:
     """The whole model with its units in an order: the level of 100 %, of which every other level is a prefix."""
-    from gguf import GGMLQuantizationType, dequantize, quantize
-
     known = parent(path)
 
     def ordered(name: str, layer: int, tensor: Any) -> tuple[NDArray[Any], Any]:
@@ -114,8 +116,7 @@ def write_ordered(path: Path, order: Order, target: Path) -> None:
         if name in ROWS:
             data = data[neurons]
         elif name == COLUMNS and not np.array_equal(neurons, np.arange(known.neurons)):
-            kind = GGMLQuantizationType[REQUANTISED]
-            data = quantize(np.ascontiguousarray(dequantize(data, tensor.tensor_type)[:, neurons]), kind)
+            data, kind = _columns(data, kind, neurons)
         elif name in HEAD_ROWS:
             data = data.reshape(known.groups, -1, data.shape[1])[groups].reshape(data.shape)
         elif name == HEAD_COLUMNS:
@@ -124,6 +125,16 @@ def write_ordered(path: Path, order: Order, target: Path) -> None:
 
     fields = {"elastic.parent_sha256": known.sha256, "elastic.share": 1.0}
     _write(path, target, ordered, [Shape(known.groups, known.neurons)] * known.layers, known, fields)
+
+
+def _columns(data: NDArray[Any], kind: Any, order: Ids) -> tuple[NDArray[Any], Any]:
+    """Columns in an order, quantised anew if they are in blocks."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize, quantize
+
+    if GGML_QUANT_SIZES[kind][0] == 1:
+        return np.ascontiguousarray(data[:, order]), kind
+    new = GGMLQuantizationType[REQUANTISED]
+    return quantize(np.ascontiguousarray(dequantize(data, kind)[:, order]), new), new
 
 
 def write_level(
@@ -136,8 +147,7 @@ def write_level(
     """
     from gguf import quantize
 
-    reader = _reader(ordered)
-    known = _of_level(reader)
+    known = _of_ordered(ordered)
     if not (0 < shape.groups <= known.groups and 0 < shape.neurons <= known.neurons):
         raise ArtifactError(
             f"a level keeps 1 to {known.groups} groups of heads and 1 to {known.neurons} neurons of each layer, "
@@ -176,7 +186,7 @@ def write_adapter(ordered: Path, share: float, factors: Sequence[tuple[Array, Ar
     """
     from gguf import GGUFWriter
 
-    known = _of_level(_reader(ordered))
+    known = _of_ordered(ordered)
     writer = GGUFWriter(None, LEVEL)
     writer.add_type("adapter")
     writer.add_string("adapter.type", "lora")
@@ -239,28 +249,26 @@ def _save(writer: Any, target: Path) -> None:
         writer.close()
         os.replace(part, target)
     except OSError as error:
-        raise ArtifactError(f"cannot write {target}: {error.strerror or error}") from None
+        why = error.strerror or f"the disk takes no more ({error})"  # NumPy's errors have no code
+        raise ArtifactError(f"cannot write {target}: {why}") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            writer.close()
+        with suppress(OSError):
+            part.unlink()
 
 
-def _of_level(reader: Any) -> Parent:
-    """The sizes of the ordered model, from its own file."""
-    from gguf import GGML_QUANT_SIZES
-
+def _of_ordered(path: Path) -> Parent:
+    """The sizes of the ordered model, from its own file. ArtifactError if it is a level, or something else."""
+    reader = _reader(path)
+    share = reader.get_field("elastic.share")
+    if share is None or share.contents() != 1:
+        raise ArtifactError(f"{path.name} is no ordered model, of which levels are cut")
     down = next(tensor for tensor in reader.tensors if tensor.name == "blk.0.ffn_down.weight")
     neurons, width = (int(n) for n in down.shape)
     heads, groups = (int(field(reader, f"{LEVEL}.attention.{name}")[0]) for name in ("head_count", "head_count_kv"))
-    return Parent(
-        int(field(reader, f"{LEVEL}.block_count")),
-        width,
-        neurons,
-        heads,
-        groups,
-        int(field(reader, f"{LEVEL}.attention.key_length")),
-        max(GGML_QUANT_SIZES[down.tensor_type][0], 32),
-        str(field(reader, "elastic.parent_sha256")),
-    )
+    layers, size = (int(field(reader, f"{LEVEL}.{name}")) for name in ("block_count", "attention.key_length"))
+    return Parent(layers, width, neurons, heads, groups, size, BLOCK, str(field(reader, "elastic.parent_sha256")))
 
 
 def _reader(path: Path) -> Any:
