@@ -14,6 +14,14 @@ settings.load_profile("disco")
 os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parents[1] / "notebooks")
 
 
+@pytest.fixture(scope="session")
+def levels_folder(tmp_path_factory):
+    """A folder with levels of the device model, units as they are stored."""
+    from tests.helpers.levels import write_levels
+
+    return write_levels(tmp_path_factory.mktemp("levels"))
+
+
 def pytest_runtest_setup(item):
     if item.get_closest_marker("mirror") and not os.environ.get("DISCO_TRACE_MIRROR"):
         pytest.skip("DISCO_TRACE_MIRROR names no mirror of the public traces")

@@ -1,6 +1,7 @@
 """The real model in this process and behind a local server."""
 
 import asyncio
+import functools
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from disco_core.endpoints.llama_server import LlamaServerEndpoint
 from disco_core.endpoints.local_server import LocalServer
 from disco_core.endpoints.openai import OpenAIEndpoint
 from disco_core.live.stream import stream
+from disco_core.systems.elastic import ElasticEndpoint, load_levels
 from tests.helpers import scripts
 from tests.helpers.loopback import KEY, collect, prefix
 
@@ -58,9 +60,18 @@ def server():
         yield running
 
 
+@pytest.fixture(scope="module", params=[LlamaCppEndpoint, ElasticEndpoint], ids=lambda kind: kind.__name__)
+def local(request):
+    """How to make an endpoint in this process: of the model, or of its levels, the largest of which is the model."""
+    if request.param is LlamaCppEndpoint:
+        return functools.partial(LlamaCppEndpoint, smollm2_path(), name="device")
+    levels = load_levels(request.getfixturevalue("levels_folder"), smollm2_path())
+    return functools.partial(ElasticEndpoint, levels, name="device")
+
+
 @pytest.fixture(scope="module")
-def device():
-    with LlamaCppEndpoint(smollm2_path(), n_ctx=1024, name="device") as endpoint:
+def device(local):
+    with local(n_ctx=1024) as endpoint:
         yield endpoint
 
 
@@ -166,7 +177,8 @@ def test_a_prefill_on_the_device_is_cancelled_in_the_middle_of_a_step(device):
 
 
 @pytest.mark.slow
-def test_a_device_with_a_prefix_cache_goes_on_from_where_its_prefill_was_cancelled(device):
+@pytest.mark.parametrize("local", [LlamaCppEndpoint], indirect=True)
+def test_a_device_with_a_prefix_cache_goes_on_from_where_its_prefill_was_cancelled(local, device):
     """And says what it says when it reads all at once: a cancel leaves whole steps behind."""
     ids = [token.id for token in asyncio.run(collect(device, prefix(GARDEN, max_tokens=6)))[0]]
     head = [Token(i, "", id) for i, id in enumerate(ids)]
@@ -187,7 +199,7 @@ def test_a_device_with_a_prefix_cache_goes_on_from_where_its_prefill_was_cancell
         other, _ = await collect(again, prefix(GARDEN, max_tokens=6))
         return continued, told, [token.id for token in other]
 
-    with LlamaCppEndpoint(smollm2_path(), n_ctx=1024, prefix_cache=True) as again:
+    with local(n_ctx=1024, prefix_cache=True) as again:
         continued, told, other = asyncio.run(go(again))
     assert continued == whole
     # every token of the prefix once, and those that were written but the last, which nothing follows
@@ -218,9 +230,9 @@ def test_work_that_waits_is_cancelled_without_the_work_before_it(device):
 
 
 @pytest.mark.slow
-def test_a_closed_device_refuses_and_ends_what_runs():
+def test_a_closed_device_refuses_and_ends_what_runs(local):
     async def go():
-        async with LlamaCppEndpoint(smollm2_path(), n_ctx=1024, name="device") as endpoint:
+        async with local(n_ctx=1024) as endpoint:
             running = asyncio.ensure_future(collect(endpoint, prefix(LONG)))
             await asyncio.sleep(0.1)
         endpoint.close()
@@ -229,7 +241,7 @@ def test_a_closed_device_refuses_and_ends_what_runs():
     (tokens, cut), (_, refused) = asyncio.run(go())
     assert (tokens, type(cut), type(refused)) == ([], dc.CutError, dc.RefusedError)
     with pytest.raises(dc.InputError, match="at most 8192"):
-        LlamaCppEndpoint(smollm2_path(), n_ctx=9000)
+        local(n_ctx=9000)
 
 
 @pytest.mark.slow
