@@ -105,8 +105,10 @@ def reference(given: Namespace) -> int:
 
 def tables(given: Namespace) -> int:
     """fetch the public traces and compute the tables of data/ from them"""
+    from artifact.data import fetch as download
     from artifact.data import tables as computed
 
+    download.fetch()  # also those of which there is no table
     for path in computed.write(given.out):
         print(f"{path.name}: {path.stat().st_size / 1e3:.1f} kB")
     return 0

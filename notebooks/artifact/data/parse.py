@@ -156,6 +156,21 @@ def questions(paths: Sequence[Path]) -> pd.DataFrame:
         return _texts({"prompt": [turn if isinstance(turn, str) else turn["content"] for turn in turns]}, paths[0])
 
 
+def choices(paths: Sequence[Path]) -> pd.DataFrame:
+    """Questions of multiple choice, one JSON object a line: question, options (a list), correct (index of one).
+
+    A question with several correct options is dropped.
+    """
+    with _reading(paths[0]):
+        items = [json.loads(line) for line in paths[0].read_text(encoding="utf-8").split("\n") if line.strip()]
+        rows = [(one["centerpiece"], one["options"], *one["correct_options_idx"]) for one in items]
+        texts = all(isinstance(text, str) for row in rows for text in (row[0], *row[1]))
+    rows = [row for row in rows if len(row) == 3]
+    _expect(paths[0], texts and bool(rows), "questions with options, at least one with one correct option")
+    _expect(paths[0], all(row[2] in range(len(row[1])) for row in rows), "the index of an option as correct")
+    return pd.DataFrame(rows, columns=["question", "options", "correct"])
+
+
 def phones(paths: Sequence[Path]) -> pd.DataFrame:
     """Phones: device, engine, model, prefill_tokens, decode_tokens, tokens per second and mJ per token of each."""
     columns = {
@@ -188,6 +203,9 @@ SOURCES: dict[str, tuple[str, Callable[[Sequence[Path]], pd.DataFrame]]] = {
     "mt-bench": ("lm-sys/FastChat/*", questions),
     "arena-hard": ("lm-sys/arena-hard-auto/*", questions),
     "phones": ("huangzhengxiang/*", phones),
+    "ARC-Easy": ("brucewlee/*/arc-easy/test.json", choices),
+    "PIQA": ("brucewlee/*/piqa/test.json", choices),
+    "OpenBookQA": ("brucewlee/*/openbookqa/test.json", choices),
 }
 
 

@@ -95,6 +95,14 @@ def test_texts_and_phones(tmp_path: Path) -> None:
     assert parse.phones([path]).iloc[0, :4].tolist() == ["mate40pro", "mnn", "llama3_2-1b", 64]
 
 
+def test_choices_have_one_correct_option(tmp_path: Path) -> None:
+    one = {"centerpiece": "Which?", "options": ["this", "that"], "correct_options_idx": [1]}
+    path = made(tmp_path, "t.json", "\n".join(map(json.dumps, [one, one | {"correct_options_idx": [0, 1]}])) + "\n")
+    assert parse.choices([path]).to_numpy().tolist() == [["Which?", ["this", "that"], 1]]
+    with pytest.raises(TraceError, match="the index of an option"):
+        parse.choices([made(tmp_path, "u.json", json.dumps(one | {"correct_options_idx": [2]}))])
+
+
 @pytest.mark.parametrize("source", parse.SOURCES)
 @pytest.mark.parametrize("content", ["", "not,what\nwas,expected\n", "[]", '{"a": 1}', '[{"a": 1}]', "\0\0"])
 def test_a_file_of_another_format_is_one_clear_error(tmp_path: Path, source: str, content: str) -> None:
