@@ -26,6 +26,7 @@ CHAPTERS = {
     "migration": "Migration",
     "live": "Live streams",
     "pd_device": "P/D-Device",
+    "elastic": "ElastiLM",
     "quality": "Quality of migrated answers",
     "qoe": "Quality of experience",
     "arrivals": "Arrivals and queues",

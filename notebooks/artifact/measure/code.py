@@ -16,8 +16,8 @@ _EXCLUDED = {f"artifact.measure.{name}" for name in ("busy", "code", "machine", 
 def code_digest(measure: Callable[..., Any], tables: Sequence[str] = ()) -> str:
     """sha256 of the code that measures, without comments and docstrings, and of the tables that it uses.
 
-    The code is the function's module and its imports from disco_core, `measure`, `analysis`, `data.model` and
-    `data.traces`; not the modules that store and monitor measurements.
+    The code is the function's module and its imports from disco_core, `measure`, `analysis`, `elastic`, `data.model`
+    and `data.traces`; not the modules that store and monitor measurements.
     """
     trees: dict[str, ast.Module] = {}
     queue = [measure.__module__]
@@ -35,10 +35,8 @@ def code_digest(measure: Callable[..., Any], tables: Sequence[str] = ()) -> str:
 
 
 def _measures(module: str) -> bool:
-    ours = module.startswith(("disco_core", "artifact.measure.", "artifact.analysis.")) or module in (
-        "artifact.data.model",
-        "artifact.data.traces",
-    )
+    folders = ("disco_core", "artifact.measure.", "artifact.analysis.", "artifact.elastic.")
+    ours = module.startswith(folders) or module in ("artifact.data.model", "artifact.data.traces")
     return ours and module in sys.modules and module not in _EXCLUDED
 
 

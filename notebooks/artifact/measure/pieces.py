@@ -78,7 +78,7 @@ class Run:
             self._store(key, attempt, rows, reading, timed=timed)
         return self.pieces[key]["rows"]
 
-    def piece_now(self, key: str, take: Callable[[], Any]) -> Any:
+    def piece_now(self, key: str, take: Callable[[], Any], *, timed: bool = True) -> Any:
         """`piece` for a plain function."""
         for attempt in range(1 + REPEATS):
             if self._restore(key):
@@ -86,7 +86,7 @@ class Run:
             time.sleep(WINDOW_S if attempt else 0)
             with self.monitor.reading() as reading:
                 rows = take()
-            self._store(key, attempt, rows, reading)
+            self._store(key, attempt, rows, reading, timed=timed)
         return self.pieces[key]["rows"]
 
     def close(self) -> None:

@@ -45,8 +45,9 @@ _COLUMNS = (
     "expected",
     "exhibit",
 )
-# settings that no rule fixes: who is asked is what the claim says, and the quick size is said by the measurement
-_ANY = {"quick", "server", "judges", "judge_url", "second"}
+# settings that no rule fixes: who is asked, and what is evaluated, is what the claim says, and the quick size is said
+# by the measurement
+_ANY = {"quick", "server", "judges", "judge_url", "second", "evaluate"}
 _BETTER = ("higher", "lower", "")
 _KINDS = ("band", "at least", "at most", "trend")
 

@@ -7,7 +7,7 @@ from artifact.files import DATA, ROOT, write_together
 from artifact.measure import store
 
 NAMES = ("device", "live", "pd_device", "quality", "overhead")
-OPTIONAL = ("campaign",)  # taken where it was measured
+OPTIONAL = ("campaign", "elastic")  # taken where it was measured, and evaluated if it can be
 MOST_BYTES = 3 * 10**6
 
 
@@ -17,13 +17,14 @@ def take(measured: str | Path, out: Path = DATA / "measured") -> list[Path]:
     ArtifactError, with nothing copied, where one is missing, not whole, quick or disturbed, or all are over 3 MB.
     """
     names = [*NAMES, *(name for name in OPTIONAL if (ROOT / measured / name / "manifest.json").exists())]
-    found = [store.read(measured, name) for name in names]
-    for name, one in zip(names, found, strict=True):
+    found = {name: store.read(measured, name) for name in names}
+    found = {name: one for name, one in found.items() if one.settings.get("evaluate", True)}
+    for name, one in found.items():
         if one.disturbed:
             raise ArtifactError(f"{measured}/{name} is no reference: {one.disturbed}")
     files = {
         name: {path: (one.folder / path).read_bytes() for path in (*one.manifest["files"], "manifest.json")}
-        for name, one in zip(names, found, strict=True)
+        for name, one in found.items()
     }
     size = sum(len(content) for folder in files.values() for content in folder.values())
     if size > MOST_BYTES:
@@ -35,4 +36,4 @@ def take(measured: str | Path, out: Path = DATA / "measured") -> list[Path]:
             if old.name not in contents:
                 old.unlink()
         write_together(out / name, contents)
-    return [out / name for name in names]
+    return [out / name for name in found]

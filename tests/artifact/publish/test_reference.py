@@ -46,6 +46,13 @@ def test_an_optional_one_is_copied_where_it_was_measured(tmp_path):
     assert contents(tmp_path / "out") == contents(measured)
 
 
+def test_one_that_was_not_evaluated_leaves_the_one_that_was(tmp_path):
+    measured = folder_of([*reference.NAMES, "elastic"], tmp_path)
+    path = measured / "elastic" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": {"evaluate": False}}))
+    assert reference.take(measured, tmp_path / "out") == [tmp_path / "out" / name for name in reference.NAMES]
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
