@@ -17,6 +17,7 @@ from artifact.measure.cases import DEVICE, READER, Case, leaves
 from artifact.measure.promises import Evidence, Job
 from artifact.measure.proxy import Fault, Proxy
 from disco_core.cost import End
+from disco_core.endpoints import llama_cpp
 from disco_core.endpoints.base import Generation, Prefix, Token
 from disco_core.endpoints.llama_cpp import LlamaCppEndpoint
 from disco_core.endpoints.llama_server import LlamaServerEndpoint
@@ -57,6 +58,8 @@ class _Server(LlamaServerEndpoint):
 class _Device(LlamaCppEndpoint):
     """The endpoint, whose model notes what it is given and what it samples, and raises an error if it is to."""
 
+    _last: llama_cpp.Job | None = None
+
     def __init__(self) -> None:
         self.prefixes, self.jobs, self.breaks_at = list[Prefix](), list[Job](), -1
         self.broke = False
@@ -66,8 +69,16 @@ class _Device(LlamaCppEndpoint):
         self.prefixes.append(prefix)
         return super().generate(prefix)
 
-    def _load(self) -> Any:
-        llama = super()._load()
+    def works(self) -> bool:
+        """Whether a generation waits, or the last that began still runs."""
+        return bool(self._open) or (self._last is not None and not self._last.run.done())
+
+    def _model(self, job: llama_cpp.Job) -> Any:
+        self._last = job
+        return super()._model(job)
+
+    def _vocabulary(self) -> Any:
+        llama = super()._vocabulary()
         generate = llama.generate
 
         def noted(ids: list[int], **given: Any) -> Iterator[int]:
@@ -222,7 +233,7 @@ class Lane:
     def _running(self, case: Case, answer: Run) -> list[str]:
         """What must have stopped by the time the stream has ended."""
         found = [f"task {task}" for task in asyncio.all_tasks() if owner_of(task) == case.number and not task.done()]
-        if not answer.record.unconfirmed[End.DEVICE] and (self.device._open or self.device._at is not None):
+        if not answer.record.unconfirmed[End.DEVICE] and self.device.works():
             found.append("the device")
         return found
 
