@@ -123,7 +123,7 @@ def write_ordered(path: Path, order: Order, target: Path) -> None:
             data = data.reshape(len(data), known.groups, -1)[:, groups].reshape(data.shape)
         return data, kind
 
-    fields = {"elastic.parent_sha256": known.sha256, "elastic.share": 1.0}
+    fields: dict[str, str | float] = {"elastic.parent_sha256": known.sha256, "elastic.share": 1.0}
     _write(path, target, ordered, [Shape(known.groups, known.neurons)] * known.layers, known, fields)
 
 
