@@ -5,6 +5,7 @@ each text alone. Shapes: N tokens in all, D width, F neurons of an MLP, H heads 
 """
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ Array = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 ARCHITECTURES = ("llama", "deci")  # what levels are made of, and as what they are written
+ROWS = 512  # that are computed at once where an intermediate result is wide
 BLOCK_TENSORS = (
     "attn_norm",
     "attn_q",
@@ -78,6 +80,12 @@ class Packed:
         self.positions: Ids = np.concatenate([np.arange(len(text)) for text in texts])
         angle = self.positions[:, None] * rope_base ** (-np.arange(0, head_size, 2) / head_size)
         self.cosine, self.sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+    def one(self, position: int) -> "Packed":
+        """The rotations of one position, for any number of rows."""
+        part = copy(self)
+        part.cosine, part.sine = self.cosine[position : position + 1], self.sine[position : position + 1]
+        return part
 
 
 def load(path: Path) -> Model:
@@ -159,9 +167,15 @@ def attended(model: Model, block: Block, x: Array, packed: Packed) -> Array:
 
 def neurons(block: Block, x: Array) -> Array:
     """The activations of an MLP's neurons for normed rows, silu(gate) * up, shape (N, F)."""
-    gate = x @ block.ffn_gate.T
-    active: Array = gate / (1 + np.exp(-gate)) * (x @ block.ffn_up.T)
-    return active
+    out = np.empty((len(x), len(block.ffn_gate)), np.float32)
+    for start in range(0, len(x), ROWS):  # parts that stay in the processor's cache
+        some = x[start : start + ROWS]
+        gate = some @ block.ffn_gate.T
+        sigmoid = np.exp(np.minimum(-gate, 80))  # beyond, the quotient is zero anyway
+        sigmoid += 1
+        np.divide(gate, sigmoid, out=gate)
+        np.multiply(gate, some @ block.ffn_up.T, out=out[start : start + ROWS])
+    return out
 
 
 def after_block(model: Model, block: Block, x: Array, packed: Packed) -> Array:
@@ -182,12 +196,12 @@ def residuals(model: Model, packed: Packed) -> Iterator[Array]:
         yield x
 
 
-def losses(model: Model, x: Array, packed: Packed, rows_at_once: int = 512) -> NDArray[np.float64]:
+def losses(model: Model, x: Array, packed: Packed) -> NDArray[np.float64]:
     """Nats of each text's second to last token, from the last residual stream, packed without the first of each."""
     rows = np.concatenate([np.arange(span.start, span.stop - 1) for span in packed.spans])
     out = np.empty(len(rows))
-    for start in range(0, len(rows), rows_at_once):
-        some = rows[start : start + rows_at_once]
+    for start in range(0, len(rows), ROWS):
+        some = rows[start : start + ROWS]
         logits = norm(x[some], model.output_norm, model.epsilon) @ model.embedding.T
         top = logits.max(1)
         total = np.log(np.exp(logits - top[:, None]).sum(1)) + top

@@ -60,14 +60,16 @@ def recover(
         stream = next(target)
         kept = block if index in anchored else block.first(rows, shape.neurons)
         normed = norm(x, kept.attn_norm, model.epsilon)
-        missing = 0.0 if kept is block else attended(model, block, normed, packed) @ block.attn_output.T
         added = attended(model, kept, normed, packed) @ kept.attn_output.T
+        missing: Array | float = 0.0  # what the heads that are cut would have added
+        if len(kept.attn_k) < len(block.attn_k):
+            missing = attended(model, block, normed, packed) @ block.attn_output.T - added
         x = x + added
         active = neurons(block, norm(x, block.ffn_norm, model.epsilon))
         correction = None
         if kept is not block:
             inputs = active[:, : shape.neurons]
-            wanted = active[:, shape.neurons :] @ block.ffn_down[:, shape.neurons :].T + missing - added
+            wanted = active[:, shape.neurons :] @ block.ffn_down[:, shape.neurons :].T + missing
             if stream is not None:
                 wanted = stream - x - inputs @ kept.ffn_down.T
             correction = _regressed(inputs, wanted, row_weights(x), held, rank, ridge)
