@@ -63,7 +63,8 @@ class Job(Answer):
     @property
     def prefilled(self) -> int | None:  # type: ignore[override]
         """Tokens of the prefix processed so far; None unless it is running."""
-        return None if self.llama is None else min(len(self.ids), self.llama.n_tokens)
+        llama = self.llama  # read once, since the owner may leave the job in between
+        return None if llama is None else min(len(self.ids), llama.n_tokens)
 
     def cancel(self) -> None:
         self.flag[0] = b"!"
