@@ -275,7 +275,7 @@ def _reader(path: Path) -> Any:
     """A file's fields and tensors, memory mapped. ArtifactError if it cannot be read."""
     try:
         return _opened(path, path.stat().st_mtime_ns)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, IndexError) as error:  # the last where the file was cut short
         raise ArtifactError(f"{path} is no GGUF file that can be read: {error}") from None
 
 

@@ -217,6 +217,15 @@ def test_a_file_that_is_no_model_is_one_line(tmp_path, raw):
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_that_was_cut_short_is_one_line(made, tmp_path):
+    raw = made["Q4_1"][0].read_bytes()
+    for size in (20, 100, 300, 700, 2000, 4000, len(raw) // 2, len(raw) - 4000):
+        path = tmp_path / f"{size}.gguf"
+        path.write_bytes(raw[:size])
+        with pytest.raises(ArtifactError, match=r"gguf is no GGUF file that can be read"):
+            parent(path)
+
+
 @pytest.mark.parametrize(
     ("shape", "anchors", "word"),
     [
