@@ -87,6 +87,18 @@ def test_overhead_judges_planning(quick):
         assert provenance(quick, stem)["kind"] == "measured"
 
 
+def test_elastic_judges_each_level_in_each_way(quick):
+    assert set(verdicts(quick, "elastic")) == {"EL2", "EL3", "EL4", "EL6", "EL7"}
+    scores = pd.read_csv(quick / "elastic_perplexity.csv").set_index(["percent", "method"]).perplexity
+    levels = store.read(MEASURED, "elastic")["levels"].percent
+    assert set(scores.index.get_level_values("percent")) == set(levels)
+    assert scores.min() == scores[100].min()
+    assert (pd.read_csv(quick / "elastic_latency.csv").query("percent == 100")[["ttft", "tpot"]] == 1).all(axis=None)
+    assert pd.read_csv(quick / "elastic_layers.csv").anchor.sum() == 6
+    accuracy = pd.read_csv(quick / "elastic_accuracy.csv")
+    assert set(accuracy.task) == {"ARC-Easy", "PIQA", "OpenBookQA"}
+
+
 def test_campaign_shows_what_became_of_every_stream(quick):
     streams = store.read(MEASURED, "campaign")["streams"]
     assert pd.read_csv(quick / "campaign.csv").streams.sum() == len(streams) == 1000
@@ -100,8 +112,8 @@ def test_what_measures_leaves_a_folder_that_is_read_and_judges_nothing(tmp_path,
     run(f"measure_{name}", tmp_path, quick=True, out=str(tmp_path / name))
     found = store.read(tmp_path, name)
     assert found.tables
-    # with a second model, with judges, with broken promises
-    optional = {"perplexity", "verdicts", "violations"}
+    # with a second model or evaluated, with judges, with broken promises
+    optional = {"perplexity", "verdicts", "violations", "recovery", "accuracy"}
     assert all(len(table) for table_name, table in found.tables.items() if table_name not in optional)
     assert found.disturbed == "measured in its quick size, which is too small to judge"
 

@@ -121,6 +121,12 @@ def head_share(measured: Measured) -> float:
     return float(whole.head_bytes / (whole.head_bytes + whole.block_bytes))
 
 
+def grown(measured: Measured) -> float:
+    """By which part of its bytes the whole model's file grows when its units are put in order."""
+    whole = measured["levels"].set_index("percent").loc[WHOLE]
+    return float(whole.bytes / whole.stored_bytes - 1)
+
+
 def latency(measured: Measured) -> pd.DataFrame:
     """Of each level and prompt length: median TTFT and TPOT, both relative to the whole model, m (the share of block
     weights), the expected TPOT h + (1 - h) m, and by how much the measured one is off it.

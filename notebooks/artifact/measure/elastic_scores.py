@@ -139,6 +139,11 @@ class Methods:
         self.files(percent, method)
         return self._rows.get((percent, method), [])
 
+    def drop(self, percent: int) -> None:
+        """Remove the files of a level that is evaluated."""
+        for path in self.folder.glob(f"{percent} *.gguf"):
+            path.unlink()
+
     def _make(self, percent: int, method: str) -> tuple[Path, Path | None]:
         if method == ORDERED:
             return self.levels[percent].path, None
@@ -216,6 +221,7 @@ def evaluate(run: Run, levels: Mapping[int, Level], shapes: Mapping[int, Shape],
                     chosen = partial(_accuracy, methods, percent, method, some)
                     ticked = run.piece_now(f"accuracy {percent} {method} {task}", chosen, timed=False)
                     rows["accuracy"] += [one | {"task": task} for one in ticked]
+            methods.drop(percent)
     return {name: pd.DataFrame(some, columns=COLUMNS[name]) for name, some in rows.items()}
 
 
