@@ -16,7 +16,7 @@ from disco_core.errors import CutError, EndpointError, FilteredError
 # their words out of these parts, such as `stop_sequence` or `max_tokens`; any other part says that it is neither.
 COMPLETE = re.compile(
     "(stop|stopped|end|ended|eos|eot|eom|done|finish|finished|complete|completed|completion|success|normal|natural"
-    "|hit|matched|reached|by|of|model|turn|text|im|message|sequence|string|str|token|word|id|s)+"
+    "|hit|matched|reached|by|of|model|turn|text|im|message|sequence|string|str|token|word|words|id)+|s"
 )
 LIMIT = re.compile(
     "(max|maximum|new|output|completion|context|model|window|tokens?|length|limit|exceeded|reached|stopped|by)+"
@@ -82,7 +82,7 @@ class ChunkedAnswer(RemoteAnswer):
         self.repeating = self.repeating or (bool(self._reason) and self._shown + self._reasoned > before)
         reason = choice.get("finish_reason") or choice.get("finishReason") or delta.get("finish_reason")
         word = as_dict(reason).get("type", reason)
-        if normal(word) not in UNFINISHED:
+        if reason and normal(word) not in UNFINISHED:
             self._reason = normal(word)
             self._word = self.endpoint._quote(": ".join(filter(None, [str(word), error_words(as_dict(reason))])))
         self.done = bool(self._reason) and not self.repeating
@@ -111,7 +111,8 @@ class ChunkedAnswer(RemoteAnswer):
 
     def _bill(self, usage: Any) -> None:
         """What a usage says; what Gemini and xAI leave out of the completion, but not of the total, is reasoning."""
-        usage = as_dict(usage)
+        if not (usage := as_dict(usage)):
+            return
         prompt, completion = token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens"))
         details = as_dict(usage.get("completion_tokens_details"))
         reasoning = token_count(details.get("reasoning_tokens")) or token_count(usage.get("reasoning_tokens")) or 0
@@ -131,11 +132,10 @@ class ChunkedAnswer(RemoteAnswer):
             if reasons:
                 self._reasoned += 1
                 tokens += self._thought(text)
-                continue
-            pieces = listed if "".join(listed) == text else [text]
-            self._shown += len(listed) or 1
-            for piece in filter(None, pieces):
-                tokens += self._seamless(self._characters.join(piece))
+            else:
+                self._shown += len(listed) or 1
+                for piece in filter(None, listed if "".join(listed) == text else [text]):
+                    tokens += self._seamless(self._characters.join(piece))
         return tokens
 
     def _thought(self, text: str, last: bool = False) -> list[Token]:

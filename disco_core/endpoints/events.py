@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 LONGEST_EVENT, LONGEST_STRAY = 1 << 22, 4000  # bytes, characters
+DECODER = json.JSONDecoder()
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 BETWEEN = re.compile(r'\A(\s|data:|"?\[DONE\]"?)*', re.I)  # what stands between the objects of an event
 # where servers put their words for an error, and what they call a content filter, in letters and digits alone
@@ -69,7 +70,7 @@ def objects(data: str) -> list[Any]:
     failed: ValueError | None = None
     while data := BETWEEN.sub("", data, count=1):
         try:
-            value, end = json.JSONDecoder().raw_decode(data)
+            value, end = DECODER.raw_decode(data)
             values += value if isinstance(value, list) else [value]
         except (ValueError, RecursionError) as error:
             failed, end = ValueError(str(error)), len(data.partition("\n")[0])

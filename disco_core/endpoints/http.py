@@ -234,11 +234,12 @@ class Remote(Endpoint):
                 raise self._unreadable(error) from None
             values, answer.stray = [data] * (name == "error"), data
         for value in values:
-            if (found := error_in(value)) or name == "error":
+            found = error_in(value) if "error" in data else {}
+            if found or name == "error":
                 raise self._error(CutError, found or value)
             if isinstance(value, dict):
-                unknown = data if not {"choices", "content"} & value.keys() else ""
-                answer.stray = error_words(value) or answer.stray or unknown
+                if not value.get("choices") and "content" not in value:
+                    answer.stray = error_words(value) or answer.stray or data * ("choices" not in value)
                 yield value
             elif value is not None:
                 raise self._unreadable(data)

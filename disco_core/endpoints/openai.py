@@ -190,9 +190,7 @@ class OpenAIEndpoint(Remote):
         messages = [{"role": "user", "content": self._asked(prompt)}] if isinstance(prompt, str) else [*prompt]
         if not generated:
             return {"messages": messages}
-        turn: dict[str, Any] = {"role": "assistant", "content": generated}
-        if way == "prefix":
-            return {"messages": [*messages, turn | {"prefix": True}]}
+        turn = {"role": "assistant", "content": generated} | ({"prefix": True} if way == "prefix" else {})
         flags = {"add_generation_prompt": False, "continue_final_message": True}
         return {"messages": [*messages, turn]} | (flags if way == "continue_final_message" else {})
 
