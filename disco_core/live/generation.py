@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from disco_core.cost import End
-from disco_core.endpoints.base import Endpoint, Generation, Prefix, Token, copy_prompt, wait_stopped
+from disco_core.endpoints.base import Generation, Prefix, Token, copy_prompt, wait_stopped
 from disco_core.errors import CutError, EndpointError, ProtocolError, StalledError
 from disco_core.live.prompts import Prompts, Settings, describe
 from disco_core.record import Record
@@ -25,8 +25,8 @@ class GenerationTask:
     prefill_only   whether it is stopped once it has prefilled
     """
 
-    def __init__(self, end: End, endpoint: Endpoint, prefix: Prefix, record: Record, settings: Settings) -> None:
-        self.end, self.endpoint, self.made, self.prefill_only = end, endpoint, 0, False
+    def __init__(self, end: End, prefix: Prefix, record: Record, settings: Settings) -> None:
+        self.end, self.endpoint, self.made, self.prefill_only = end, settings.endpoints[end], 0, False
         self._index, self._record, self._settings = len(prefix.generated), record, settings
         self._generation: Generation | None = None
         self._loop = asyncio.get_running_loop()
@@ -178,7 +178,7 @@ class Generations:
         self.prefixes[end].append((prompts.prefix_tokens(end, generated), failover))
         self._charge_prefill(end)
         self.record.started[end] |= not generated and not failover
-        task = GenerationTask(end, prompts.endpoints[end], prefix, self.record, settings)
+        task = GenerationTask(end, prefix, self.record, settings)
         self.running[end], self._started_s[end] = task, self.now()
         return task
 

@@ -116,28 +116,26 @@ class Machine:
 
     async def _stream(self, source: GenerationTask) -> GenerationTask | None:
         """STREAM: tokens of one endpoint until the answer is complete (None), the rule moves it, or it fails."""
+        record = self.record
         while True:
             news = await source.next
             if isinstance(news, EndpointError):
                 self._fail(source, news)
                 return self._hand_over(source.end, str(news))
             if news is not None:
-                self._add(news, source.end)
-            if news is None or len(self.record.tokens) == self.settings.max_tokens:
+                now = self.generations.now()
+                if record.ttft_s is None:
+                    record.ttft_s = now
+                due_s = self.due_s(len(record.tokens), source.end)
+                record.tokens.append(StreamedToken(news.index, news.text, news.id, source.end, now, due_s))
+                self.news.set()
+            if news is None or len(record.tokens) == self.settings.max_tokens:
                 self.generations.stop(source.end)
                 return None
             if self._moves(source.end):
                 self.generations.stop(source.end)
                 return await self._await_target(self._hand_over(source.end, None), source.end)
             source.request()
-
-    def _add(self, token: Token, source: End) -> None:
-        record, now = self.record, self.generations.now()
-        if record.ttft_s is None:
-            record.ttft_s = now
-        due_s = self.due_s(len(record.tokens), source)
-        record.tokens.append(StreamedToken(token.index, token.text, token.id, source, now, due_s))
-        self.news.set()
 
     def _moves(self, source: End) -> bool:
         """Whether the rule hands over after the last token, and that is possible; a refusal is recorded once."""
