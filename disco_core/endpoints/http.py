@@ -13,7 +13,16 @@ import httpx
 
 from disco_core import checks
 from disco_core.endpoints.base import Endpoint, Prefix, Token
-from disco_core.endpoints.events import LONGEST_STRAY, Events, error_in, error_words, is_filtered, objects, page
+from disco_core.endpoints.events import (
+    LONGEST_STRAY,
+    Events,
+    error_in,
+    error_words,
+    is_filtered,
+    normal,
+    objects,
+    page,
+)
 from disco_core.endpoints.stop import Answer
 from disco_core.errors import (
     CutError,
@@ -35,6 +44,7 @@ MEANING = {
     405: "this address takes no requests",
     429: "too many requests",
 }
+KEEP_ALIVE = ("ping", "pong", "heartbeat", "keepalive", "processing")  # names of events, or their data
 STREAMS = ("text/event-stream", "application/octet-stream", "text/plain", "")
 
 
@@ -74,6 +84,7 @@ class RemoteAnswer(Answer):
     stray      words of an event that is no part of an answer, perhaps the reason why there is none
     """
 
+    BEGIN_S = 0.0  # seconds to wait, after a cancel, for the first byte of a request that was sent
     done = repeating = False
     stray = ""
 
@@ -148,7 +159,7 @@ class Remote(Endpoint):
         failed: EndpointError | None = None
         try:
             async with AsyncExitStack() as stack:
-                response = await self._send(path, await request(), stack)
+                response = await self._answered(answer, asyncio.create_task(self._send(path, await request(), stack)))
                 async for name, data in await stack.enter_async_context(aclosing(self._events(response, answer))):
                     for event in self._parsed(name, data, answer):
                         for token in await answer.read(event):
@@ -166,6 +177,18 @@ class Remote(Endpoint):
             raise failed
         for token in answer.finish():
             yield token
+
+    async def _answered(self, answer: RemoteAnswer, sending: "asyncio.Task[httpx.Response]") -> httpx.Response:
+        """The response to a request that is being sent; if it is cancelled, the answer may want to know of it."""
+        try:
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            await asyncio.wait([sending], timeout=answer.BEGIN_S)
+            raise
+        finally:
+            sending.cancel()
+            await asyncio.wait([sending])
+            sending.cancelled() or sending.exception()  # retrieved, since nobody else will
 
     async def _send(self, path: str, body: dict[str, Any], stack: AsyncExitStack) -> httpx.Response:
         """The response; the request is sent again, on a new connection, if an idle one had been dropped."""
@@ -198,9 +221,13 @@ class Remote(Endpoint):
             async with aclosing(_received(response, answer)) as pieces:
                 async for piece in pieces:
                     for event in events.feed(piece):
+                        self._refuse_garbled(events, answer)
                         yield event
+                    self._refuse_garbled(events, answer)
                     if len(events.stray) == LONGEST_STRAY:
                         break
+        except EndpointError:
+            raise
         except Exception as error:
             failed = self._broken(error)
         for name, data in events.feed(b"\n\n"):
@@ -211,6 +238,17 @@ class Remote(Endpoint):
             told = page(events.stray.encode(errors="replace")) if events.stray else answer.stray
             raise failed or self._unfinished(response, told)
         answer.done = True
+
+    def _refuse_garbled(self, events: Events, answer: RemoteAnswer) -> None:
+        """What cannot be read in mid-answer may have been a part of it; before its first token it is a page."""
+        if events.garbled and answer.made and not answer.done:
+            raise self._interrupted(events.stray)
+
+    def _interrupted(self, words: str) -> EndpointError:
+        """The error for what is no event in mid-answer, with which a part of it may be lost."""
+        if not all(character.isprintable() or character.isspace() for character in words):
+            return self._unreadable(words)
+        return self._error(CutError, page(words.encode(errors="replace")), "in mid-answer it said")
 
     async def _page(self, response: httpx.Response) -> bytes:
         """The body of a refusal, as far as it comes soon."""
@@ -225,13 +263,15 @@ class Remote(Endpoint):
 
     def _parsed(self, name: str, data: str, answer: RemoteAnswer) -> Iterator[dict[str, Any]]:
         """The objects in the data of an event; none in a keep-alive. An EndpointError if it reports one."""
-        if name in ("ping", "heartbeat", "keepalive", "keep-alive"):
+        if normal(name) in KEEP_ALIVE:
             return
         try:
             values = objects(data)
         except ValueError as error:
             if name != "error" and data.lstrip().startswith(("{", "[")):
                 raise self._unreadable(error) from None
+            if name != "error" and answer.made and not answer.done and normal(data) not in KEEP_ALIVE:
+                raise self._interrupted(data) from None
             values, answer.stray = [data] * (name == "error"), data
         for value in values:
             found = error_in(value) if "error" in data else {}

@@ -198,6 +198,7 @@ class _Answer(RemoteAnswer):
 
     endpoint: LlamaServerEndpoint
 
+    BEGIN_S = 1.0  # a request that is in no slot yet would seem to have stopped, and then begin
     mark: int | None = None  # of a request that may have been sent
     prefix_tokens = 0
 
@@ -256,10 +257,13 @@ class _Answer(RemoteAnswer):
         missing = made - len(ids)
         if missing <= 0:
             return ids
-        if text.isascii():  # only the tokens of an unfinished character are held back
-            raise ProtocolError(self.endpoint.name, f"{missing} of its tokens have not come")
-        found = await asyncio.to_thread(self.endpoint._tokenize, text, False, False)
-        return found if len(found) == made and [*found[missing:]] == ids else [*[None] * missing, *ids]
+        if not text.isascii():  # only the tokens of an unfinished character are held back
+            found = await asyncio.to_thread(self.endpoint._tokenize, text, False, False)
+            if len(found) == made and [*found[missing:]] == ids:
+                return found
+            if (await self.endpoint.text_of(ids)).startswith(BROKEN):  # they end a character
+                return [*[None] * missing, *ids]
+        raise ProtocolError(self.endpoint.name, f"{missing} of its tokens have not come")
 
     async def _closed(self, text: str, ids: list[int | None]) -> str:
         """The text of tokens that continue a character begun by another endpoint; "" while it is unfinished."""

@@ -606,6 +606,45 @@ FRAMES = [
     _case("D", "lines of JSON", *(event[6:-1] for event in SALT[:2]), texts=("Salt.",)),
     _case("D", "words as data", b"data: ping\n\n", *SALT, b"event: end\ndata: over\n\n", texts=("Salt.",)),
     *(
+        _case(
+            "D",
+            f"{word} as data in mid-answer",
+            C("Sal"),
+            b"data: " + word.encode() + b"\n\n",
+            C("t."),
+            *SALT[1:],
+            texts=("Sal", "t."),
+        )
+        for word in ("ping", "keep-alive", "[DONE]")
+    ),
+    *(
+        _case(
+            "C",
+            f"{name} in mid-answer",
+            C("Salt"),
+            sent,
+            C("."),
+            *SALT[1:],
+            texts=("Salt",),
+            failure=failure,
+            words=words,
+        )
+        for name, sent, failure, words in (
+            ("a page as data", b"data: <html><h1>502 Bad Gateway</h1></html>\n\n", dc.CutError, ("502 Bad Gateway",)),
+            ("a page", b"<html><h1>502 Bad Gateway</h1></html>\n\n", dc.CutError, ("502 Bad Gateway",)),
+            ("bytes", b"\xff\xfe\x00\x80" * 40 + b"\n\n", dc.ProtocolError, ("unreadable",)),
+        )
+    ),
+    _case(
+        "D",
+        "an unknown field in mid-answer",
+        C("Sal"),
+        b"trace-id: 17\nnonce\n\n",
+        C("t."),
+        *SALT[1:],
+        texts=("Sal", "t."),
+    ),
+    *(
         _case("D", f"a whole answer, {name}", sent, texts=("Salt.",))
         for name, sent in {
             "as events": json.dumps(WHOLE).encode(),
