@@ -2,14 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from disco_core.cost import End
 from disco_core.endpoints.base import Generation, Prefix, Token, copy_prompt, wait_stopped
 from disco_core.errors import CutError, EndpointError, ProtocolError, StalledError
-from disco_core.live.prompts import Prompts, Settings, describe
+from disco_core.live.prompts import Prompts, Settings, describe, note
 from disco_core.record import Record
 
 MOST_REPEATED = 1000  # tokens sent twice in one generation, after which it is no chunk sent again
@@ -222,11 +221,13 @@ class Generations:
 
     async def _correct(self, end: End, generated: Sequence[Token], number: int) -> None:
         """Charge a server's own count of the endpoint's prefix of that number in place of an estimate."""
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(self.settings.confirm_s):
                 tokens = await self.prompts.exact_prefix_tokens(end, generated)
                 self.prefixes[end][number] = tokens, self.prefixes[end][number][1]
                 self._charge_prefill(end)
+        except TimeoutError:
+            note(self.record.warnings, f"{self.prompts.endpoints[end].name}: its prefill is charged as estimated")
 
     def _charge(self, task: GenerationTask, closing: "asyncio.Task[None]") -> None:
         """Charge the tokens that it generated until it had stopped, also those that it did not yield."""
