@@ -174,12 +174,13 @@ def same_text(tokens: Sequence[StreamedToken]) -> bool:
     The last character may be unfinished: the device shows what is before it, the server nothing of its tokens.
     """
     held = list(takewhile(lambda token: not token.text, reversed(tokens)))[::-1]
-    whole, last = (
-        model.tokenizer().detokenize([token.id for token in some]).decode(errors="replace") for some in (tokens, held)
+    whole, last, first = (
+        model.tokenizer().detokenize([token.id for token in some]).decode(errors="replace")
+        for some in (tokens, held, held[:1])
     )
     text = "".join(token.text for token in tokens)
     rest = whole.removeprefix(text)
-    return whole.startswith(text) and (rest in ("", BROKEN) or (rest == last and rest.endswith(BROKEN)))
+    return whole.startswith(text) and (rest in ("", BROKEN) or (rest == last and first.endswith(BROKEN)))
 
 
 def _start(evidence: Evidence, piece: Generated) -> int:
