@@ -43,7 +43,7 @@ class GenerationTask:
             self._alarm = self._loop.call_at(self._patience, self._on_stall)
 
     def reported(self, what: str) -> int | None:
-        """What the generation reports as `prefilled` or `undelivered`; None if it cannot, which is no failure."""
+        """What the generation reports of itself, such as `prefilled`; None if it cannot, which is no failure."""
         try:
             value = getattr(self._generation, what, None)
             return int(value) if value is not None and value >= 0 else None
@@ -101,8 +101,11 @@ class GenerationTask:
             if token.reasoning:
                 self._patience = self._loop.time() + self._settings.stall_s
                 self._record.reasoning[self.end] += 1
-                if self._settings.on_reasoning is not None:
-                    self._settings.on_reasoning(token.text, self.end)
+                try:
+                    if self._settings.on_reasoning is not None:
+                        self._settings.on_reasoning(token.text, self.end)
+                except Exception as error:  # a user's function
+                    note(self._record.warnings, f"on_reasoning failed: {describe(error)}")
                 continue
             token.text.encode()  # raises for half a character
             if token.index == self._index:
