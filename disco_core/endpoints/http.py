@@ -92,6 +92,11 @@ class RemoteAnswer(Answer):
         super().__init__(endpoint._tokens(path, request, self), prefix, endpoint.stop)
         self.endpoint, self.prefix = endpoint, prefix
 
+    @property
+    def ended(self) -> bool:  # type: ignore[override]
+        """Whether no further token is being generated: the server has said so, or a stop text was found."""
+        return self.done or super().ended
+
     async def read(self, event: dict[str, Any]) -> list[Token]:
         """The tokens in an event."""
         raise NotImplementedError

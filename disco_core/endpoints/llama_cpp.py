@@ -65,6 +65,11 @@ class _Job(Answer):
         endpoint = self.endpoint
         return min(len(self.ids), endpoint._llama.n_tokens) if endpoint._at is self else None
 
+    @property
+    def ended(self) -> bool:  # type: ignore[override]
+        """Whether no further token is being generated: the owner has left it, or a stop text was found."""
+        return self.run.done() or super().ended
+
     def cancel(self) -> None:
         self.flag[0] = b"!"
 

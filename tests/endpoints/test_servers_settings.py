@@ -1,6 +1,7 @@
 """What servers and their surroundings ask for: keys, proxies, router mode, ways of continuing, stop texts."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 
@@ -322,6 +323,47 @@ def test_a_stop_text_ends_the_answer_before_it(pieces, stop, before, texts, unde
     assert [token.index for token in tokens] == list(range(len(texts)))
     assert left == undelivered
     assert closed == (texts != pieces)
+
+
+async def ends_of(generation):
+    """The texts of an answer, each with whether no further token was being generated when it came."""
+    found = []
+    with contextlib.suppress(dc.EndpointError):
+        async for token in generation:
+            found.append((token.text, generation.ended))
+    return found, generation.ended
+
+
+def test_an_answer_has_ended_once_its_stop_text_is_found():
+    async def tokens():
+        for index, text in enumerate(["a", "E", "b", "cEND", "d"]):
+            yield Token(index, text)
+
+    found, ended = asyncio.run(ends_of(Answer(tokens(), prefix(), ["END"])))
+    assert (found, ended) == ([("a", False), ("E", False), ("b", False), ("c", True)], True)
+
+
+@pytest.mark.parametrize(
+    ("native", "sent", "ends"),
+    [
+        (False, [chunk("a"), chunk("b", tokens=["b", ""]), chunk("c", "stop")], [False, False, True]),
+        (False, [chunk("a"), chunk("b c", "length", tokens=["b", " c"])], [False, True, True]),
+        (False, [chunk("a"), chunk("b", "content_filter")], [False, True]),
+        (False, [chunk("a", "stop"), chunk("b", "stop"), chunk("c", "stop")], [True, False, False]),
+        (True, [piece("a", [97], 1), piece("", [98], 2), piece("bc", [], 3, "word")], [False, True, True]),
+        (True, [piece("a", [97], 1), piece("b", [98], 2)], [False, False]),
+    ],
+)
+def test_an_answer_has_ended_once_the_server_says_how(native, sent, ends):
+    async def go(url):
+        home = LlamaServerEndpoint(url) if native else OpenAIEndpoint("m", base_url=f"{url}/v1")
+        async with home:
+            return await ends_of(home.generate(prefix()))
+
+    with serving(events(*sent), FACTS) as url:
+        found, ended = asyncio.run(go(url))
+    assert [at for _, at in found] == ends
+    assert ended == (True in ends)
 
 
 @given(
