@@ -51,6 +51,8 @@ class OpenAIEndpoint(Remote):
     temperature   0 is greedy; `top_p` None: the server's default; `stop`: one or several texts that end the answer
     deadline_s    seconds without a byte after which it has failed
     options       more parameters of the request, such as {"logprobs": True}; None removes one
+    echoes        whether it repeats the text that it continues, which is dropped; None until `probe` knows: only a
+                  longer text that is no repetition is then taken for an echo, or refused as a new beginning
     usage         (prompt, completion) tokens of each finished answer, as the server billed them
 
     A piece of text is one token, or as many as its logprobs list. What is billed beyond that, such as hidden
@@ -87,6 +89,7 @@ class OpenAIEndpoint(Remote):
         if continuation not in (allowed := (*ways, "none", "probe")):
             raise InputError(f"{name}: continuation must be one of {', '.join(allowed)}, got {continuation!r:.80}")
         self.continuation, self.continues, self.probed = continuation, continuation in ways, dict[str, str]()
+        self.echoes: bool | None = None
         self._ways: tuple[Way, ...] = (continuation,) if continuation in ways else ways
         if template is not None and checks.instance_of(template, str, f"{name}: template").count("{prompt}") != 1:
             raise InputError(f"{name}: template must contain {{prompt}} once, got {template!r:.80}")
@@ -121,7 +124,7 @@ class OpenAIEndpoint(Remote):
         harm, an answer that starts over or is refused is.
         """
         refused = True
-        self.continuation, self.continues = "none", False
+        self.continuation, self.continues, self.echoes = "none", False, None
         for way in self._ways:
             if way == "completions" and not (self.template or refused or len(self._ways) == 1):
                 continue  # with it, prompts would have to be texts in the model's chat template
@@ -147,7 +150,8 @@ class OpenAIEndpoint(Remote):
         except EndpointError as error:
             failure = error
         if re.match(r"\W*(five|5)\b", text.lower()):
-            self.probed[way] = "works" if not answer.seam.echoed else "works; the echo of the beginning is dropped"
+            self.echoes = answer.seam.echoed
+            self.probed[way] = "works; the echo of the beginning is dropped" if self.echoes else "works"
             return None
         failure = failure or ProtocolError(self.name, f"it starts over: {text[:60]!r}")
         self.probed[way] = str(failure)
@@ -155,7 +159,7 @@ class OpenAIEndpoint(Remote):
 
     def _answer(self, prefix: Prefix, way: Continuation) -> ChunkedAnswer:
         path = "/completions" if way == "completions" else "/chat/completions"
-        return ChunkedAnswer(self, path, partial(self._request, prefix, way), prefix, self.usage)
+        return ChunkedAnswer(self, path, partial(self._request, prefix, way), prefix, self.usage, self.echoes)
 
     async def _request(self, prefix: Prefix, way: Continuation) -> dict[str, Any]:
         raw, prompt = way == "completions", prefix.prompt

@@ -183,6 +183,7 @@ SHAPES = [
         DONE,
         texts=("Salt", "7", "."),
     ),
+    _case("A", "numbers", C({"content": 0}), C({"content": {"text": 0}}), C("", "stop"), DONE, texts=("0", "0")),
     _case("A", "no chunk at all", data({"object": "status"}), data({}), *SALT, texts=("Salt.",)),
     _case(
         "A",
@@ -399,6 +400,21 @@ UNFINISHED = [
         undelivered=2,
         failure=dc.CutError,
         words=("model_length",),
+    ),
+    *(
+        _case(
+            "C",
+            f"{reason}, then stop",
+            C("Salt"),
+            C({}, reason, usage=billed(3)),
+            C({}, "stop"),
+            DONE,
+            texts=("Salt",),
+            undelivered=2,
+            failure=FilteredError if reason == "content_filter" else dc.CutError,
+            words=(reason,),
+        )
+        for reason in ("content_filter", "length", "abort")
     ),
     _case("C", "length without any text", C({}, "length"), DONE, failure=dc.CutError),
     _case("C", "a role, then stop", C({"role": "assistant"}), C({}, "stop"), DONE),
@@ -689,6 +705,14 @@ BILLS = [
     _case(
         "E", "usage in the choice", C("Salt."), C({}, "stop", usage=billed(7)), DONE, texts=("Salt.",), undelivered=6
     ),
+    _case(
+        "E",
+        "usage of zeros at the end",
+        C("Salt.", usage=billed(7)),
+        C({}, "stop", usage=billed(0) | {"prompt_tokens": 0, "total_tokens": 0}),
+        texts=("Salt.",),
+        undelivered=6,
+    ),
     _case("E", "less billed than sent", C("Salt"), C("."), C({}, "stop", usage=billed(0)), DONE, texts=("Salt", ".")),
     _case(
         "E",
@@ -941,6 +965,16 @@ SEAMS = [
         options={"continuation": "prefix"},
     ),
     _case("G", "echo after an empty line", C("\n\nThe sea is"), C(" salty"), C("."), C({}, "stop"), DONE, **ECHO),
+    _case(
+        "G",
+        "a repetition goes on",
+        C(" very very"),
+        C(" good"),
+        C({}, "stop"),
+        before="very very",
+        texts=(" very very", " good"),
+        options={"continuation": "plain"},
+    ),
     _case("G", "a new beginning after reasoning", C({"reasoning": "hm"}), C("The sea is salty because"), **ANEW_HM),
     _case("G", "a new beginning", C("The sea is salty because"), C({}, "stop"), DONE, **ANEW),
     _case("G", "a new beginning in pieces", C("The"), C(" sea"), C(" is"), C(" blue"), C({}, "stop"), DONE, **ANEW),
