@@ -50,6 +50,8 @@ STREAMS = ("text/event-stream", "application/octet-stream", "text/plain", "")
 
 def secret(key: str | None, name: str) -> str | None:
     """The key, if it can be sent in a header; InputError otherwise, without showing it."""
+    if not (key is None or isinstance(key, str)):
+        raise InputError(f"{name}: the key must be a text, got one of type {type(key).__name__}")
     key = None if key is None else key.strip()
     if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
         raise InputError(f"{name}: the key must be printable ASCII without spaces")
@@ -67,11 +69,13 @@ def address(url: str, name: str) -> str:
     allowed = f"{name}: url must be http://host or https://host, without a key, a query or a fragment"
     try:
         parts = urlsplit(checks.instance_of(url, str, f"{name}: url"))
-        hidden = parts.username or parts.password or parts.query or parts.fragment or "@" in url
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(allowed) from None
-    if hidden or not good:
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except InputError:
+        raise
+    except ValueError:
+        good = False
+    hidden = any(mark in url for mark in "@?#")
+    if hidden or not good or not url.isprintable() or " " in url:
         raise InputError(allowed if hidden else f"{allowed}, got {url!r:.80}")
     return url.rstrip("/")
 

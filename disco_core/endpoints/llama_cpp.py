@@ -11,6 +11,7 @@ import ctypes
 import json
 import logging
 import queue
+import secrets
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
@@ -30,6 +31,7 @@ from disco_core.errors import CutError, EndpointError, InputError, RefusedError
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
+MOST_CONTEXT = 4096  # tokens whose memory is allocated before the model's own context is known
 BATCH = 32  # prompt tokens per step: no slower here than 512, and a cancel waits for one operation of one step
 
 
@@ -205,20 +207,35 @@ class LlamaCppEndpoint(LlamaEndpoint):
         return tuple(self._llama.tokenize(text.encode(), add_bos=adds, special=True))
 
     def _load(self) -> "Llama":
+        """The model, unless it was trained with less context: that is read first where much would be allocated."""
+        if self._options["n_ctx"] > MOST_CONTEXT:
+            with closing(self._opened(vocab_only=True)) as file:
+                architecture = file.metadata.get("general.architecture", "")
+                self._check_context(int(file.metadata.get(f"{architecture}.context_length", checks.MOST_TOKENS)))
+        llama = self._opened(n_batch=BATCH, n_ubatch=BATCH, **self._options)
+        try:
+            self._check_context(llama._model.n_ctx_train())
+        except InputError:
+            llama.close()
+            raise
+        return llama
+
+    def _opened(self, **options: Any) -> "Llama":
         try:
             from llama_cpp import Llama
         except ImportError as error:
             raise RefusedError(self.name, "it needs the package llama-cpp-python") from error
         try:
             with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are intended
-                llama = Llama(str(self._path), n_batch=BATCH, n_ubatch=BATCH, verbose=False, **self._options)
+                return Llama(str(self._path), verbose=False, **options)
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{self.name}: model_path {str(self._path)!r} cannot be loaded: {error}") from None
-        wanted, trained = self._options["n_ctx"], llama._model.n_ctx_train()
+
+    def _check_context(self, trained: int) -> None:
+        """InputError if the context is longer than the one that the model was trained with."""
+        wanted = self._options["n_ctx"]
         if wanted > trained:
-            llama.close()
             raise InputError(f"{self.name}: n_ctx must be at most {trained} for {self._path.name}, got {wanted}")
-        return llama
 
     def _own(self) -> None:
         """The owner thread. Whatever happens in a job, the thread survives and the job is confirmed to have ended."""
@@ -244,7 +261,7 @@ class LlamaCppEndpoint(LlamaEndpoint):
         # what needs no prefill: the common beginning, without the last token, whose output gives the next one
         llama.n_tokens = known = llama.longest_token_prefix(llama.input_ids[: llama.n_tokens], job.ids[:-1])
         self._at = job
-        llama.set_seed(0 if job.prefix.seed is None else job.prefix.seed)
+        llama.set_seed(secrets.randbelow(2**32) if job.prefix.seed is None else job.prefix.seed)
         llama_set_abort_callback(llama.ctx, _abort(), ctypes.cast(job.flag, ctypes.c_void_p))
         text = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in several tokens
         ids_known = [token.id for token in job.prefix.generated]

@@ -27,6 +27,17 @@ RENAMED: dict[tuple[str, ...], dict[str, str | None]] = {
 }
 # for `probe`: a new beginning would not be these words, so that it is told from an echo
 QUESTION, BEGINNING = "Count from one to ten, in words.", "Let us count: one, two, three, four,"
+LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens", "n_predict", "num_predict")
+# parameters of the request that are no option, and what sets them
+SET_ELSEWHERE = dict.fromkeys(LIMITS, "`stream`'s max_tokens") | {
+    "seed": "`stream`'s seed",
+    "random_seed": "`stream`'s seed",
+    "messages": "`stream`'s prompt",
+    "prompt": "`stream`'s prompt",
+    "stop": "the endpoint's stop",
+    "model": "the endpoint's model",
+    "stream": "the endpoint: it always streams",
+}
 MOST_STOPS = 4  # texts that OpenAI's API takes
 
 
@@ -103,6 +114,9 @@ class OpenAIEndpoint(Remote):
             raise InputError(f"{name}: options must be a mapping that JSON can hold, got {options!r:.80}") from None
         if self.options.get("n") not in (None, 1):
             raise InputError(f"{name}: options must be for one answer, got n = {self.options['n']!r:.80}")
+        for option, value in self.options.items():
+            if option in SET_ELSEWHERE and value is not None:
+                raise InputError(f"{name}: options must be without {option}, which is set by {SET_ELSEWHERE[option]}")
         if not (count_tokens is None or callable(count_tokens)):
             raise InputError(f"{name}: count_tokens must be a function, got {count_tokens!r:.80}")
         self._count_tokens, self.usage = count_tokens, list[tuple[int, int]]()
