@@ -116,7 +116,7 @@ class RemoteAnswer(Answer):
 class Remote(Endpoint):
     """An endpoint at a URL; it keeps its key out of messages and its connections open.
 
-    stop           texts that end an answer
+    stop           texts that end what it generates, also where one began in the text it continues
     stale_retries  requests that were sent again because an idle connection had been dropped
 
     Connections belong to an event loop; another loop opens its own.

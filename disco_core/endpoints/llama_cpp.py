@@ -92,7 +92,9 @@ class LlamaCppEndpoint(LlamaEndpoint):
     model_path     GGUF file; InputError if it is missing, something else, or cannot be loaded
     n_threads      threads that compute
     n_ctx          tokens of prompt and answer that fit, at most the context the model was trained with
-    temperature    0 is greedy; `top_p` None: llama.cpp's default; `stop`: one or several texts that end the answer
+    temperature    0 is greedy; `top_p` None: llama.cpp's default
+    stop           one or several texts: what this endpoint generates ends before one, also where that began in the
+                   text it continues
     chat_template  Jinja template for messages, by default the one in the file
     prefix_cache   whether to use it: a job continues from the beginning it has in common with the last
                    one, also if that was cancelled; otherwise each job starts from an empty state

@@ -42,7 +42,9 @@ class LlamaServerEndpoint(LlamaEndpoint, Remote):
     api_key        if the server requires one; it appears in no message and no record
     deadline_s     seconds without a byte after which it has failed
     confirm_s      seconds to wait until a cancelled request is confirmed to have stopped
-    temperature    0 is greedy; `top_p` None: the server's default; `stop`: one or several texts that end the answer
+    temperature    0 is greedy; `top_p` None: the server's default
+    stop           one or several texts: what this endpoint generates ends before one, also where that began in the
+                   text it continues
     prefix_cache   whether the server may use it: a slot continues from the beginning it has in common
     unconfirmed    cancelled requests that the server did not confirm in time to have stopped
     estimated      token counts that were estimated, since the server did not answer

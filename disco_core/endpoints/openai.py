@@ -59,7 +59,9 @@ class OpenAIEndpoint(Remote):
     count_tokens  function that counts the tokens of a text, or of the contents of messages; by default an estimate of
                   four bytes a token, since the API cannot count them
     context       tokens of prompt and answer that fit, None where unknown
-    temperature   0 is greedy; `top_p` None: the server's default; `stop`: one or several texts that end the answer
+    temperature   0 is greedy; `top_p` None: the server's default
+    stop          one or several texts: what this endpoint generates ends before one, also where that began in the
+                  text it continues
     deadline_s    seconds without a byte after which it has failed
     options       more parameters of the request, such as {"logprobs": True}; None removes one
     echoes        whether it repeats the text that it continues, which is dropped; None until `probe` knows: only a

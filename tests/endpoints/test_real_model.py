@@ -100,6 +100,19 @@ def test_both_endpoints_of_the_model_share_a_vocabulary_and_continue_exactly(dev
 
 
 @pytest.mark.slow
+def test_a_device_has_ended_while_its_tokens_are_still_on_their_way(device):
+    async def go():
+        generation = device.generate(prefix(GARDEN, max_tokens=3))
+        await anext(generation)
+        async with asyncio.timeout(60):
+            while not generation.ended:
+                await asyncio.sleep(0.01)
+        return [token.index async for token in generation]
+
+    assert asyncio.run(go()) == [1, 2]
+
+
+@pytest.mark.slow
 def test_without_a_seed_every_answer_is_drawn_anew():
     async def go(warm):
         drawn = [await collect(warm, prefix(GARDEN, max_tokens=12)) for _ in range(3)]
