@@ -1,8 +1,11 @@
 """The record of a live stream: its tokens with source and times, hand-overs, charges and failures."""
 
+import math
 from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from typing import Any
+
+import numpy as np
 
 from disco_core.cost import End
 from disco_core.delivery import ROUNDING_S
@@ -99,4 +102,8 @@ def _plain(value: Any) -> Any:
         return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, End):
         return value.name.lower()
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, Exception) else value

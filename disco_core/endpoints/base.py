@@ -51,6 +51,8 @@ class Generation:
 
     prefilled    prefix tokens prefilled so far; None where unknown
     undelivered  tokens generated (or billed) beyond those that were yielded; they are charged too
+    ended        whether no further token is being generated: those not yet yielded are on their way. An answer whose
+                 end is known is not handed over.
 
     It ends when the answer is complete, and raises an EndpointError otherwise: an answer that was cut never ends
     without an error. `aclose` cancels it at any moment, also during prefill, and returns once the endpoint has
@@ -59,6 +61,7 @@ class Generation:
 
     prefilled: int | None = None
     undelivered: int = 0
+    ended: bool = False
 
     def __init__(self, tokens: AsyncGenerator[Token, None]) -> None:
         self._tokens = tokens
@@ -111,6 +114,8 @@ def checked(value: Any, name: str) -> Endpoint:
     """The value, if it has all that an `Endpoint` must have; InputError, which names the field, otherwise."""
     wanted = (*Endpoint.__annotations__, "count", "apply_chat_template", "generate")
     missing = [one for one in wanted if not hasattr(value, one)]
+    if getattr(type(value), "generate", None) is Endpoint.generate:
+        missing.append("generate")
     if isinstance(value, type) or missing:
         lacking = f", which has no {', '.join(missing)}" if len(missing) < len(wanted) and missing else ""
         raise InputError(f"{name} must be an endpoint, got {value!r:.80}{lacking}")

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -16,11 +16,12 @@ from disco_core.errors import CutError, EndpointError, FilteredError
 # their words out of these parts, such as `stop_sequence` or `max_tokens`; any other part says that it is neither.
 COMPLETE = re.compile(
     "(stop|stopped|end|ended|eos|eot|eom|done|finish|finished|complete|completed|completion|success|normal|natural"
-    "|hit|matched|reached|by|of|model|turn|text|im|message|sequence|string|str|token|word|id|s)+"
+    "|hit|matched|reached|by|of|model|turn|text|im|message|sequence|string|str|token|word|words|id)+|s"
 )
 LIMIT = re.compile(
     "(max|maximum|new|output|completion|context|model|window|tokens?|length|limit|exceeded|reached|stopped|by)+"
 )
+ENDED, LIMITED, UNKNOWN, FILTERED = range(4)  # how an answer ended; of several reasons the worst is believed
 UNFINISHED = {"", "none", "null", "unspecified", "inprogress", "notfinished"}
 TEXTS = ("text", "thinking", "reasoning", "content", "summary", "refusal", "value")  # where a part has its text
 
@@ -35,8 +36,22 @@ def parts(value: Any, reasoning: bool = False) -> Iterator[tuple[str, bool]]:
     elif isinstance(value, dict):
         kind = normal(value.get("type") or "text")
         if any(known in kind for known in ("text", "think", "reason", "refusal")):
-            text = next((value[key] for key in TEXTS if value.get(key)), "")
+            text = first(value.get(key) for key in TEXTS)
             yield from parts(text, reasoning or "think" in kind or "reason" in kind)
+
+
+def first(values: Iterable[Any]) -> Any:
+    """The first value that has a content, which the number 0 is; None if there is none."""
+    return next((value for value in values if value or (value == 0 and value is not False)), None)
+
+
+def severity(reason: str) -> int:
+    """How an answer with a finish reason ended, as one of `ENDED` to `FILTERED`; also "" is no bad one."""
+    if FILTER.search(reason):
+        return FILTERED
+    if not reason or COMPLETE.fullmatch(reason):
+        return ENDED
+    return LIMITED if LIMIT.fullmatch(reason) else UNKNOWN
 
 
 class ChunkedAnswer(RemoteAnswer):
@@ -44,11 +59,17 @@ class ChunkedAnswer(RemoteAnswer):
 
     usage    gets what a complete answer was billed
     billed   (prompt, completion) tokens as the server billed them; None where it did not say
-    seam     between the text it continues and its own
+    seam     between the text it continues and its own; `echoes`: whether the server repeats the former, if known
     """
 
     def __init__(
-        self, endpoint: Remote, path: str, request: Request, prefix: Prefix, usage: list[tuple[int, int]]
+        self,
+        endpoint: Remote,
+        path: str,
+        request: Request,
+        prefix: Prefix,
+        usage: list[tuple[int, int]],
+        echoes: bool | None,
     ) -> None:
         super().__init__(endpoint, path, request, prefix)
         self.name, self.index, self._usage = endpoint.name, len(prefix.generated), usage
@@ -57,7 +78,7 @@ class ChunkedAnswer(RemoteAnswer):
         self._reason, self._word, self._reported_reasoning = "", "", 0
         self._shown = self._reasoned = 0  # tokens that came as text of the answer, and of reasoning
         self._counts_tokens = False  # whether the server lists the tokens of a piece
-        self.seam = Seam(endpoint.name, "".join(token.text for token in prefix.generated))
+        self.seam = Seam(endpoint.name, "".join(token.text for token in prefix.generated), echoes)
         self._characters, self._thoughts = Characters(), Characters()
 
     async def aclose(self) -> None:
@@ -81,21 +102,23 @@ class ChunkedAnswer(RemoteAnswer):
         self._bill(choice.get("usage"))
         self.repeating = self.repeating or (bool(self._reason) and self._shown + self._reasoned > before)
         reason = choice.get("finish_reason") or choice.get("finishReason") or delta.get("finish_reason")
-        word = as_dict(reason).get("type", reason)
-        if normal(word) not in UNFINISHED:
-            self._reason = normal(word)
-            self._word = self.endpoint._quote(": ".join(filter(None, [str(word), error_words(as_dict(reason))])))
+        told = str(as_dict(reason).get("type", reason))
+        word = normal(told)
+        if reason and word not in UNFINISHED and severity(word) >= severity(self._reason):
+            self._reason = word
+            self._word = self.endpoint._quote(": ".join(filter(None, [told, error_words(as_dict(reason))])))
         self.done = bool(self._reason) and not self.repeating
         self.made = max(self._shown + self._reasoned, self.billed[1] if self.billed else 0)
         return tokens
 
     def finish(self) -> list[Token]:
         """Half a character and the pieces still held back; an error unless the answer is complete."""
-        if FILTER.search(self._reason):
+        how = severity(self._reason)
+        if how == FILTERED:
             raise FilteredError(self.name, f"its content filter stopped the answer: {self._word}")
-        if not COMPLETE.fullmatch(self._reason):
-            if not LIMIT.fullmatch(self._reason):
-                raise CutError(self.name, f"it stopped early: {self._word}")
+        if how == UNKNOWN:
+            raise CutError(self.name, f"it stopped early: {self._word}")
+        if how == LIMITED:
             self._check_limit()
         self._usage += [self.billed] if self.billed else []
         return self._thought("", last=True) + self._seamless(self._characters.join("", last=True), last=True)
@@ -111,31 +134,32 @@ class ChunkedAnswer(RemoteAnswer):
 
     def _bill(self, usage: Any) -> None:
         """What a usage says; what Gemini and xAI leave out of the completion, but not of the total, is reasoning."""
-        usage = as_dict(usage)
+        if not (usage := as_dict(usage)):
+            return
         prompt, completion = token_count(usage.get("prompt_tokens")), token_count(usage.get("completion_tokens"))
         details = as_dict(usage.get("completion_tokens_details"))
         reasoning = token_count(details.get("reasoning_tokens")) or token_count(usage.get("reasoning_tokens")) or 0
         if completion is not None:
             total = token_count(usage.get("total_tokens")) or 0
             hidden = max(0, total - prompt - completion) if prompt is not None else 0
-            self.billed, reasoning = (prompt or 0, completion + hidden), max(reasoning, hidden)
+            billed, reasoning = (prompt or 0, completion + hidden), max(reasoning, hidden)
+            self.billed = billed if any(billed) else self.billed or billed  # some servers end with zeros alone
         self._reported_reasoning = reasoning or self._reported_reasoning
 
     def _read(self, choice: dict[str, Any], delta: dict[str, Any]) -> list[Token]:
         """The tokens of reasoning and of the answer in one choice."""
         thought = ("reasoning_content", "reasoning", "thinking", "reasoning_details")
-        reasoning = next((delta[key] for key in thought if delta.get(key)), None)
-        content = delta.get("content") or delta.get("text") or choice.get("text") or delta.get("refusal")
+        reasoning = first(delta.get(key) for key in thought)
+        content = first([delta.get("content"), delta.get("text"), choice.get("text"), delta.get("refusal")])
         tokens, listed = list[Token](), self._listed(choice)
         for text, reasons in [*((text, True) for text, _ in parts(reasoning)), *parts(content)]:
             if reasons:
                 self._reasoned += 1
                 tokens += self._thought(text)
-                continue
-            pieces = listed if "".join(listed) == text else [text]
-            self._shown += len(listed) or 1
-            for piece in filter(None, pieces):
-                tokens += self._seamless(self._characters.join(piece))
+            else:
+                self._shown += len(listed) or 1
+                for piece in filter(None, listed if "".join(listed) == text else [text]):
+                    tokens += self._seamless(self._characters.join(piece))
         return tokens
 
     def _thought(self, text: str, last: bool = False) -> list[Token]:

@@ -9,8 +9,10 @@ from contextlib import suppress
 from typing import Any
 
 LONGEST_EVENT, LONGEST_STRAY = 1 << 22, 4000  # bytes, characters
+DECODER = json.JSONDecoder()
 BROKEN = "\N{REPLACEMENT CHARACTER}"
 BETWEEN = re.compile(r'\A(\s|data:|"?\[DONE\]"?)*', re.I)  # what stands between the objects of an event
+FIELD = re.compile(r"[\w-]+\s*\Z")  # the name of a field in an event
 # where servers put their words for an error, and what they call a content filter, in letters and digits alone
 WORDS = {"error", "errors", "title", "message", "msg", "detail", "details", "errordescription", "errormessage"}
 WORDS |= {"errormsg", "statusmsg", "baseresp", "reason", "description", "fault", "faultstring", "metadata", "raw"}
@@ -25,11 +27,12 @@ class Events:
 
     JSON in lines of its own counts as data, as servers send it that do not stream, or that lost the field's name.
 
-    stray   text that belongs to no event, such as a proxy's error page
+    stray     text that belongs to no event, such as a proxy's error page
+    garbled   whether some of it is no field at all, not even one that nobody knows
     """
 
     def __init__(self) -> None:
-        self.stray, self._rest, self._after_return = "", b"", False
+        self.stray, self.garbled, self._rest, self._after_return = "", False, b"", False
         self._name, self._data, self._bare = "", list[str](), False
 
     def feed(self, raw: bytes) -> Iterator[tuple[str, str]]:
@@ -54,6 +57,7 @@ class Events:
                 self._name = value.strip().lower()
             elif line and field not in ("", "id", "retry"):
                 self.stray = f"{self.stray}{line}\n"[:LONGEST_STRAY]
+                self.garbled |= not FIELD.match(field)
             elif not line:
                 if self._data:
                     yield self._name, "\n".join(self._data)
@@ -69,7 +73,7 @@ def objects(data: str) -> list[Any]:
     failed: ValueError | None = None
     while data := BETWEEN.sub("", data, count=1):
         try:
-            value, end = json.JSONDecoder().raw_decode(data)
+            value, end = DECODER.raw_decode(data)
             values += value if isinstance(value, list) else [value]
         except (ValueError, RecursionError) as error:
             failed, end = ValueError(str(error)), len(data.partition("\n")[0])

@@ -13,7 +13,16 @@ import httpx
 
 from disco_core import checks
 from disco_core.endpoints.base import Endpoint, Prefix, Token
-from disco_core.endpoints.events import LONGEST_STRAY, Events, error_in, error_words, is_filtered, objects, page
+from disco_core.endpoints.events import (
+    LONGEST_STRAY,
+    Events,
+    error_in,
+    error_words,
+    is_filtered,
+    normal,
+    objects,
+    page,
+)
 from disco_core.endpoints.stop import Answer
 from disco_core.errors import (
     CutError,
@@ -35,11 +44,14 @@ MEANING = {
     405: "this address takes no requests",
     429: "too many requests",
 }
+KEEP_ALIVE = ("ping", "pong", "heartbeat", "keepalive", "processing")  # names of events, or their data
 STREAMS = ("text/event-stream", "application/octet-stream", "text/plain", "")
 
 
 def secret(key: str | None, name: str) -> str | None:
     """The key, if it can be sent in a header; InputError otherwise, without showing it."""
+    if not (key is None or isinstance(key, str)):
+        raise InputError(f"{name}: the key must be a text, got one of type {type(key).__name__}")
     key = None if key is None else key.strip()
     if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
         raise InputError(f"{name}: the key must be printable ASCII without spaces")
@@ -57,11 +69,13 @@ def address(url: str, name: str) -> str:
     allowed = f"{name}: url must be http://host or https://host, without a key, a query or a fragment"
     try:
         parts = urlsplit(checks.instance_of(url, str, f"{name}: url"))
-        hidden = parts.username or parts.password or parts.query or parts.fragment or "@" in url
-        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and url.isprintable()
-    except ValueError as error:
-        raise error if isinstance(error, InputError) else InputError(allowed) from None
-    if hidden or not good:
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except InputError:
+        raise
+    except ValueError:
+        good = False
+    hidden = any(mark in url for mark in "@?#")
+    if hidden or not good or not url.isprintable() or " " in url:
         raise InputError(allowed if hidden else f"{allowed}, got {url!r:.80}")
     return url.rstrip("/")
 
@@ -74,12 +88,18 @@ class RemoteAnswer(Answer):
     stray      words of an event that is no part of an answer, perhaps the reason why there is none
     """
 
+    BEGIN_S = 0.0  # seconds to wait, after a cancel, for the first byte of a request that was sent
     done = repeating = False
     stray = ""
 
     def __init__(self, endpoint: "Remote", path: str, request: Request, prefix: Prefix) -> None:
         super().__init__(endpoint._tokens(path, request, self), prefix, endpoint.stop)
         self.endpoint, self.prefix = endpoint, prefix
+
+    @property
+    def ended(self) -> bool:  # type: ignore[override]
+        """Whether no further token is being generated: the server has said so, or a stop text was found."""
+        return self.done or super().ended
 
     async def read(self, event: dict[str, Any]) -> list[Token]:
         """The tokens in an event."""
@@ -96,7 +116,7 @@ class RemoteAnswer(Answer):
 class Remote(Endpoint):
     """An endpoint at a URL; it keeps its key out of messages and its connections open.
 
-    stop           texts that end an answer
+    stop           texts that end what it generates, also where one began in the text it continues
     stale_retries  requests that were sent again because an idle connection had been dropped
 
     Connections belong to an event loop; another loop opens its own.
@@ -148,7 +168,7 @@ class Remote(Endpoint):
         failed: EndpointError | None = None
         try:
             async with AsyncExitStack() as stack:
-                response = await self._send(path, await request(), stack)
+                response = await self._answered(answer, asyncio.create_task(self._send(path, await request(), stack)))
                 async for name, data in await stack.enter_async_context(aclosing(self._events(response, answer))):
                     for event in self._parsed(name, data, answer):
                         for token in await answer.read(event):
@@ -166,6 +186,18 @@ class Remote(Endpoint):
             raise failed
         for token in answer.finish():
             yield token
+
+    async def _answered(self, answer: RemoteAnswer, sending: "asyncio.Task[httpx.Response]") -> httpx.Response:
+        """The response to a request that is being sent; if it is cancelled, the answer may want to know of it."""
+        try:
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            await asyncio.wait([sending], timeout=answer.BEGIN_S)
+            raise
+        finally:
+            sending.cancel()
+            await asyncio.wait([sending])
+            sending.cancelled() or sending.exception()  # retrieved, since nobody else will
 
     async def _send(self, path: str, body: dict[str, Any], stack: AsyncExitStack) -> httpx.Response:
         """The response; the request is sent again, on a new connection, if an idle one had been dropped."""
@@ -198,9 +230,13 @@ class Remote(Endpoint):
             async with aclosing(_received(response, answer)) as pieces:
                 async for piece in pieces:
                     for event in events.feed(piece):
+                        self._refuse_garbled(events, answer)
                         yield event
+                    self._refuse_garbled(events, answer)
                     if len(events.stray) == LONGEST_STRAY:
                         break
+        except EndpointError:
+            raise
         except Exception as error:
             failed = self._broken(error)
         for name, data in events.feed(b"\n\n"):
@@ -211,6 +247,17 @@ class Remote(Endpoint):
             told = page(events.stray.encode(errors="replace")) if events.stray else answer.stray
             raise failed or self._unfinished(response, told)
         answer.done = True
+
+    def _refuse_garbled(self, events: Events, answer: RemoteAnswer) -> None:
+        """What cannot be read in mid-answer may have been a part of it; before its first token it is a page."""
+        if events.garbled and answer.made and not answer.done:
+            raise self._interrupted(events.stray)
+
+    def _interrupted(self, words: str) -> EndpointError:
+        """The error for what is no event in mid-answer, with which a part of it may be lost."""
+        if not all(character.isprintable() or character.isspace() for character in words):
+            return self._unreadable(words)
+        return self._error(CutError, page(words.encode(errors="replace")), "in mid-answer it said")
 
     async def _page(self, response: httpx.Response) -> bytes:
         """The body of a refusal, as far as it comes soon."""
@@ -225,20 +272,23 @@ class Remote(Endpoint):
 
     def _parsed(self, name: str, data: str, answer: RemoteAnswer) -> Iterator[dict[str, Any]]:
         """The objects in the data of an event; none in a keep-alive. An EndpointError if it reports one."""
-        if name in ("ping", "heartbeat", "keepalive", "keep-alive"):
+        if normal(name) in KEEP_ALIVE:
             return
         try:
             values = objects(data)
         except ValueError as error:
             if name != "error" and data.lstrip().startswith(("{", "[")):
                 raise self._unreadable(error) from None
+            if name != "error" and answer.made and not answer.done and normal(data) not in KEEP_ALIVE:
+                raise self._interrupted(data) from None
             values, answer.stray = [data] * (name == "error"), data
         for value in values:
-            if (found := error_in(value)) or name == "error":
+            found = error_in(value) if "error" in data else {}
+            if found or name == "error":
                 raise self._error(CutError, found or value)
             if isinstance(value, dict):
-                unknown = data if not {"choices", "content"} & value.keys() else ""
-                answer.stray = error_words(value) or answer.stray or unknown
+                if not value.get("choices") and "content" not in value:
+                    answer.stray = error_words(value) or answer.stray or data * ("choices" not in value)
                 yield value
             elif value is not None:
                 raise self._unreadable(data)

@@ -11,6 +11,7 @@ import ctypes
 import json
 import logging
 import queue
+import secrets
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
@@ -30,6 +31,7 @@ from disco_core.errors import CutError, EndpointError, InputError, RefusedError
 if TYPE_CHECKING:
     from llama_cpp import Llama
 
+MOST_CONTEXT = 4096  # tokens whose memory is allocated before the model's own context is known
 BATCH = 32  # prompt tokens per step: no slower here than 512, and a cancel waits for one operation of one step
 
 
@@ -66,6 +68,11 @@ class Job(Answer):
         llama = self.llama  # read once, since the owner may leave the job in between
         return None if llama is None else min(len(self.ids), llama.n_tokens)
 
+    @property
+    def ended(self) -> bool:  # type: ignore[override]
+        """Whether no further token is being generated: the owner has left it, or a stop text was found."""
+        return self.run.done() or super().ended
+
     def cancel(self) -> None:
         self.flag[0] = b"!"
 
@@ -86,7 +93,9 @@ class LlamaCppEndpoint(LlamaEndpoint):
     model_path     GGUF file; InputError if it is missing, something else, or cannot be loaded
     n_threads      threads that compute
     n_ctx          tokens of prompt and answer that fit, at most the context the model was trained with
-    temperature    0 is greedy; `top_p` None: llama.cpp's default; `stop`: one or several texts that end the answer
+    temperature    0 is greedy; `top_p` None: llama.cpp's default
+    stop           one or several texts: what this endpoint generates ends before one, also where that began in the
+                   text it continues
     chat_template  Jinja template for messages, by default the one in the file
     prefix_cache   whether to use it: a job continues from the beginning it has in common with the last
                    one, also if that was cancelled; otherwise each job starts from an empty state
@@ -210,21 +219,37 @@ class LlamaCppEndpoint(LlamaEndpoint):
     def _free(self) -> None:
         self._llama.close()
 
-    def _load(self, path: Path, **options: Any) -> "Llama":
+    def _load(self, path: Path) -> "Llama":
+        """A model, unless it was trained with less context: that is read first where much would be allocated."""
+        if self._options["n_ctx"] > MOST_CONTEXT:
+            with closing(self._opened(path, vocab_only=True)) as file:
+                architecture = file.metadata.get("general.architecture", "")
+                trained = file.metadata.get(f"{architecture}.context_length", checks.MOST_TOKENS)
+                self._check_context(path, int(trained))
+        llama = self._opened(path, n_batch=BATCH, n_ubatch=BATCH, **self._options)
+        try:
+            self._check_context(path, llama._model.n_ctx_train())
+        except InputError:
+            llama.close()
+            raise
+        return llama
+
+    def _opened(self, path: Path, **options: Any) -> "Llama":
         try:
             from llama_cpp import Llama
         except ImportError as error:
             raise RefusedError(self.name, "it needs the package llama-cpp-python") from error
         try:
             with redirect_stderr(StringIO()):  # llama.cpp warns of settings that are intended
-                llama = Llama(str(path), n_batch=BATCH, n_ubatch=BATCH, verbose=False, **self._options, **options)
+                return Llama(str(path), verbose=False, **options)
         except (ValueError, RuntimeError) as error:
             raise InputError(f"{self.name}: model_path {str(path)!r} cannot be loaded: {error}") from None
-        wanted, trained = self._options["n_ctx"], llama._model.n_ctx_train()
-        if 0 < trained < wanted:  # 0: the vocabulary alone
-            llama.close()
+
+    def _check_context(self, path: Path, trained: int) -> None:
+        """InputError if the context is longer than the one that the model was trained with."""
+        wanted = self._options["n_ctx"]
+        if wanted > trained:
             raise InputError(f"{self.name}: n_ctx must be at most {trained} for {path.name}, got {wanted}")
-        return llama
 
     def _own(self) -> None:
         """The owner thread. Whatever happens in a job, the thread survives and the job is confirmed to have ended."""
@@ -252,7 +277,7 @@ class LlamaCppEndpoint(LlamaEndpoint):
         # what needs no prefill: the common beginning, without the last token, whose output gives the next one
         llama.n_tokens = known = llama.longest_token_prefix(llama.input_ids[: llama.n_tokens], job.ids[:-1])
         job.llama = llama
-        llama.set_seed(0 if job.prefix.seed is None else job.prefix.seed)
+        llama.set_seed(secrets.randbelow(2**32) if job.prefix.seed is None else job.prefix.seed)
         llama_set_abort_callback(llama.ctx, _abort(), ctypes.cast(job.flag, ctypes.c_void_p))
         text = codecs.getincrementaldecoder("utf-8")("replace")  # a character may come in several tokens
         ids_known = [token.id for token in job.prefix.generated]

@@ -42,7 +42,9 @@ class LlamaServerEndpoint(LlamaEndpoint, Remote):
     api_key        if the server requires one; it appears in no message and no record
     deadline_s     seconds without a byte after which it has failed
     confirm_s      seconds to wait until a cancelled request is confirmed to have stopped
-    temperature    0 is greedy; `top_p` None: the server's default; `stop`: one or several texts that end the answer
+    temperature    0 is greedy; `top_p` None: the server's default
+    stop           one or several texts: what this endpoint generates ends before one, also where that began in the
+                   text it continues
     prefix_cache   whether the server may use it: a slot continues from the beginning it has in common
     unconfirmed    cancelled requests that the server did not confirm in time to have stopped
     estimated      token counts that were estimated, since the server did not answer
@@ -198,6 +200,7 @@ class _Answer(RemoteAnswer):
 
     endpoint: LlamaServerEndpoint
 
+    BEGIN_S = 1.0  # a request that is in no slot yet would seem to have stopped, and then begin
     mark: int | None = None  # of a request that may have been sent
     prefix_tokens = 0
 
@@ -256,10 +259,13 @@ class _Answer(RemoteAnswer):
         missing = made - len(ids)
         if missing <= 0:
             return ids
-        if text.isascii():  # only the tokens of an unfinished character are held back
-            raise ProtocolError(self.endpoint.name, f"{missing} of its tokens have not come")
-        found = await asyncio.to_thread(self.endpoint._tokenize, text, False, False)
-        return found if len(found) == made and [*found[missing:]] == ids else [*[None] * missing, *ids]
+        if not text.isascii():  # only the tokens of an unfinished character are held back
+            found = await asyncio.to_thread(self.endpoint._tokenize, text, False, False)
+            if len(found) == made and [*found[missing:]] == ids:
+                return found
+            if (await self.endpoint.text_of(ids)).startswith(BROKEN):  # they end a character
+                return [*[None] * missing, *ids]
+        raise ProtocolError(self.endpoint.name, f"{missing} of its tokens have not come")
 
     async def _closed(self, text: str, ids: list[int | None]) -> str:
         """The text of tokens that continue a character begun by another endpoint; "" while it is unfinished."""

@@ -27,6 +27,17 @@ RENAMED: dict[tuple[str, ...], dict[str, str | None]] = {
 }
 # for `probe`: a new beginning would not be these words, so that it is told from an echo
 QUESTION, BEGINNING = "Count from one to ten, in words.", "Let us count: one, two, three, four,"
+LIMITS = ("max_tokens", "max_completion_tokens", "max_new_tokens", "max_output_tokens", "n_predict", "num_predict")
+# parameters of the request that are no option, and what sets them
+SET_ELSEWHERE = dict.fromkeys(LIMITS, "`stream`'s max_tokens") | {
+    "seed": "`stream`'s seed",
+    "random_seed": "`stream`'s seed",
+    "messages": "`stream`'s prompt",
+    "prompt": "`stream`'s prompt",
+    "stop": "the endpoint's stop",
+    "model": "the endpoint's model",
+    "stream": "the endpoint: it always streams",
+}
 MOST_STOPS = 4  # texts that OpenAI's API takes
 
 
@@ -48,9 +59,13 @@ class OpenAIEndpoint(Remote):
     count_tokens  function that counts the tokens of a text, or of the contents of messages; by default an estimate of
                   four bytes a token, since the API cannot count them
     context       tokens of prompt and answer that fit, None where unknown
-    temperature   0 is greedy; `top_p` None: the server's default; `stop`: one or several texts that end the answer
+    temperature   0 is greedy; `top_p` None: the server's default
+    stop          one or several texts: what this endpoint generates ends before one, also where that began in the
+                  text it continues
     deadline_s    seconds without a byte after which it has failed
     options       more parameters of the request, such as {"logprobs": True}; None removes one
+    echoes        whether it repeats the text that it continues, which is dropped; None until `probe` knows: only a
+                  longer text that is no repetition is then taken for an echo, or refused as a new beginning
     usage         (prompt, completion) tokens of each finished answer, as the server billed them
 
     A piece of text is one token, or as many as its logprobs list. What is billed beyond that, such as hidden
@@ -87,6 +102,7 @@ class OpenAIEndpoint(Remote):
         if continuation not in (allowed := (*ways, "none", "probe")):
             raise InputError(f"{name}: continuation must be one of {', '.join(allowed)}, got {continuation!r:.80}")
         self.continuation, self.continues, self.probed = continuation, continuation in ways, dict[str, str]()
+        self.echoes: bool | None = None
         self._ways: tuple[Way, ...] = (continuation,) if continuation in ways else ways
         if template is not None and checks.instance_of(template, str, f"{name}: template").count("{prompt}") != 1:
             raise InputError(f"{name}: template must contain {{prompt}} once, got {template!r:.80}")
@@ -100,6 +116,9 @@ class OpenAIEndpoint(Remote):
             raise InputError(f"{name}: options must be a mapping that JSON can hold, got {options!r:.80}") from None
         if self.options.get("n") not in (None, 1):
             raise InputError(f"{name}: options must be for one answer, got n = {self.options['n']!r:.80}")
+        for option, value in self.options.items():
+            if option in SET_ELSEWHERE and value is not None:
+                raise InputError(f"{name}: options must be without {option}, which is set by {SET_ELSEWHERE[option]}")
         if not (count_tokens is None or callable(count_tokens)):
             raise InputError(f"{name}: count_tokens must be a function, got {count_tokens!r:.80}")
         self._count_tokens, self.usage = count_tokens, list[tuple[int, int]]()
@@ -121,7 +140,7 @@ class OpenAIEndpoint(Remote):
         harm, an answer that starts over or is refused is.
         """
         refused = True
-        self.continuation, self.continues = "none", False
+        self.continuation, self.continues, self.echoes = "none", False, None
         for way in self._ways:
             if way == "completions" and not (self.template or refused or len(self._ways) == 1):
                 continue  # with it, prompts would have to be texts in the model's chat template
@@ -147,7 +166,8 @@ class OpenAIEndpoint(Remote):
         except EndpointError as error:
             failure = error
         if re.match(r"\W*(five|5)\b", text.lower()):
-            self.probed[way] = "works" if not answer.seam.echoed else "works; the echo of the beginning is dropped"
+            self.echoes = answer.seam.echoed
+            self.probed[way] = "works; the echo of the beginning is dropped" if self.echoes else "works"
             return None
         failure = failure or ProtocolError(self.name, f"it starts over: {text[:60]!r}")
         self.probed[way] = str(failure)
@@ -155,7 +175,7 @@ class OpenAIEndpoint(Remote):
 
     def _answer(self, prefix: Prefix, way: Continuation) -> ChunkedAnswer:
         path = "/completions" if way == "completions" else "/chat/completions"
-        return ChunkedAnswer(self, path, partial(self._request, prefix, way), prefix, self.usage)
+        return ChunkedAnswer(self, path, partial(self._request, prefix, way), prefix, self.usage, self.echoes)
 
     async def _request(self, prefix: Prefix, way: Continuation) -> dict[str, Any]:
         raw, prompt = way == "completions", prefix.prompt
@@ -190,9 +210,7 @@ class OpenAIEndpoint(Remote):
         messages = [{"role": "user", "content": self._asked(prompt)}] if isinstance(prompt, str) else [*prompt]
         if not generated:
             return {"messages": messages}
-        turn: dict[str, Any] = {"role": "assistant", "content": generated}
-        if way == "prefix":
-            return {"messages": [*messages, turn | {"prefix": True}]}
+        turn = {"role": "assistant", "content": generated} | ({"prefix": True} if way == "prefix" else {})
         flags = {"add_generation_prompt": False, "continue_final_message": True}
         return {"messages": [*messages, turn]} | (flags if way == "continue_final_message" else {})
 

@@ -1,4 +1,8 @@
-"""The seam of a continuation as text: an echo of the text before it is dropped, a new beginning is refused."""
+"""The seam of a continuation as text: an echo of the text before it is dropped, a new beginning is refused.
+
+Both look like a text that goes on by repeating itself. So they are looked for only as far as the server is known, or
+the text makes it likely, to do so.
+"""
 
 from itertools import takewhile
 
@@ -10,13 +14,17 @@ ENDS = (".", "!", "?", ":", ";", "\n", "。", "！", "？")  # of a sentence; th
 class Seam:
     """Feed it a continuation's pieces: those that repeat the beginning of the text before are held back.
 
+    echoes   whether the server is known to repeat the text before: an echo of any length is dropped; False: it is
+             known to go on, and all is let through; None, if unknown: a text that is itself a repetition may go on as
+             one, and so may a short one
     echoed   whether all of the text before was repeated, which was dropped
     """
 
-    def __init__(self, name: str, before: str) -> None:
+    def __init__(self, name: str, before: str, echoes: bool | None = None) -> None:
         self.echoed, self._name, self._held = False, name, list[str]()
         self._before, self._text = before.lstrip(), before.strip()  # the echo may have lost the white space
-        self._open = bool(self._text)
+        self._echoes = echoes
+        self._open = bool(self._text) and (echoes or (echoes is None and not repetitive(before)))
         ended = before.rstrip(" \"'*_)”").endswith(ENDS)
         self._words, self._characters = (4, 20) if ended else (3, 10)  # that are repeated by no coincidence
 
@@ -29,7 +37,7 @@ class Seam:
         self._held, was_open, self._open = [], self._open, False
         if not was_open:
             return pieces
-        if text.startswith(before) and (len(before.split()) > 1 or len(before) > 7):
+        if text.startswith(before) and (self._echoes or len(before.split()) > 1 or len(before) > 7):
             self.echoed = True
             rest = text[len(before) :].removeprefix(self._before[len(before) :])
             return [rest] if rest else []
@@ -38,3 +46,9 @@ class Seam:
         if len(common) >= self._characters and len(common.split()) >= self._words:
             raise ProtocolError(self._name, "it began the answer anew")
         return pieces
+
+
+def repetitive(text: str) -> bool:
+    """Whether a text is one part over and over, such as "hahaha" or "very very"."""
+    words = " ".join(text.split())
+    return any(one in (one + one)[1:-1] for one in (words, f"{words} "))

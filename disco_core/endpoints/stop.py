@@ -33,7 +33,8 @@ class Answer(Generation):
     made = 0
 
     def __init__(self, tokens: AsyncGenerator[Token, None], prefix: Prefix, stop: Sequence[str]) -> None:
-        super().__init__(_until_stop(tokens, stop, "".join(token.text for token in prefix.generated)))
+        self._held = _Held(stop, "".join(token.text for token in prefix.generated))
+        super().__init__(_until_stop(tokens, self._held))
         self._yielded = 0
 
     async def __anext__(self) -> Token:
@@ -42,43 +43,44 @@ class Answer(Generation):
         return token
 
     @property
+    def ended(self) -> bool:  # type: ignore[override]
+        """Whether no further token is being generated: a stop text was found."""
+        return self._held.found
+
+    @property
     def undelivered(self) -> int:  # type: ignore[override]
         """Tokens generated beyond those that were yielded."""
         return max(0, self.made - self._yielded)
 
 
-async def _until_stop(
-    tokens: AsyncGenerator[Token, None], stop: Sequence[str], before: str
-) -> AsyncGenerator[Token, None]:
+async def _until_stop(tokens: AsyncGenerator[Token, None], held: "_Held") -> AsyncGenerator[Token, None]:
     """The tokens before a stop text, which may begin in the text before them; then the generation is cancelled."""
-    held, found = _Held(stop, before), False
     try:
         async for token in tokens:
-            if not stop or token.reasoning:
+            if not held.stop or token.reasoning:
                 yield token
                 continue
-            ready, found = held.add(token)
-            for one in ready:
+            for one in held.add(token):
                 yield one
-            if found:
+            if held.found:
                 return
         for one in held.tokens:
             yield one
     finally:
-        with suppress(*([EndpointError] if found else [])):  # the answer is complete, also if the cancel fails
+        with suppress(*([EndpointError] if held.found else [])):  # the answer is complete, also if the cancel fails
             await tokens.aclose()
 
 
 class _Held:
-    """Tokens that are held back while a stop text may have begun in them."""
+    """Tokens that are held back while a stop text may have begun in them, until one is found."""
 
     def __init__(self, stop: Sequence[str], before: str) -> None:
-        self.stop, self.tokens = stop, list[Token]()
+        self.stop, self.tokens, self.found = stop, list[Token](), False
         self._longest = max(map(len, stop), default=1) - 1  # characters of a stop text that may be in the text before
         self._before = before[len(before) - min(len(before), self._longest) :]
 
-    def add(self, token: Token) -> tuple[list[Token], bool]:
-        """The tokens that are ready, and whether a stop text was found after them."""
+    def add(self, token: Token) -> list[Token]:
+        """The tokens that are ready; if a stop text was found, they are those before it."""
         self.tokens.append(token)
         n, text = len(self._before), self._before + "".join(one.text for one in self.tokens)
         ends = [at for stop in self.stop if (at := text.find(stop, max(0, n + 1 - len(stop)))) >= 0]
@@ -91,4 +93,5 @@ class _Held:
         if ends and n < end:  # the stop text begins within this token, which then has no id
             ready.append(replace(self.tokens[0], text=text[n:end], id=None))
         self._before = text[max(0, n - self._longest) : n]
-        return ready, bool(ends)
+        self.found = bool(ends)
+        return ready

@@ -2,14 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from disco_core.cost import End
-from disco_core.endpoints.base import Endpoint, Generation, Prefix, Token, copy_prompt, wait_stopped
+from disco_core.endpoints.base import Generation, Prefix, Token, copy_prompt, wait_stopped
 from disco_core.errors import CutError, EndpointError, ProtocolError, StalledError
-from disco_core.live.prompts import Prompts, Settings, describe
+from disco_core.live.prompts import Prompts, Settings, describe, note
 from disco_core.record import Record
 
 MOST_REPEATED = 1000  # tokens sent twice in one generation, after which it is no chunk sent again
@@ -25,8 +24,8 @@ class GenerationTask:
     prefill_only   whether it is stopped once it has prefilled
     """
 
-    def __init__(self, end: End, endpoint: Endpoint, prefix: Prefix, record: Record, settings: Settings) -> None:
-        self.end, self.endpoint, self.made, self.prefill_only = end, endpoint, 0, False
+    def __init__(self, end: End, prefix: Prefix, record: Record, settings: Settings) -> None:
+        self.end, self.endpoint, self.made, self.prefill_only = end, settings.endpoints[end], 0, False
         self._index, self._record, self._settings = len(prefix.generated), record, settings
         self._generation: Generation | None = None
         self._loop = asyncio.get_running_loop()
@@ -44,7 +43,7 @@ class GenerationTask:
             self._alarm = self._loop.call_at(self._patience, self._on_stall)
 
     def reported(self, what: str) -> int | None:
-        """What the generation reports as `prefilled` or `undelivered`; None if it cannot, which is no failure."""
+        """What the generation reports of itself, such as `prefilled`; None if it cannot, which is no failure."""
         try:
             value = getattr(self._generation, what, None)
             return int(value) if value is not None and value >= 0 else None
@@ -102,8 +101,11 @@ class GenerationTask:
             if token.reasoning:
                 self._patience = self._loop.time() + self._settings.stall_s
                 self._record.reasoning[self.end] += 1
-                if self._settings.on_reasoning is not None:
-                    self._settings.on_reasoning(token.text, self.end)
+                try:
+                    if self._settings.on_reasoning is not None:
+                        self._settings.on_reasoning(token.text, self.end)
+                except Exception as error:  # a user's function
+                    note(self._record.warnings, f"on_reasoning failed: {describe(error)}")
                 continue
             token.text.encode()  # raises for half a character
             if token.index == self._index:
@@ -178,7 +180,7 @@ class Generations:
         self.prefixes[end].append((prompts.prefix_tokens(end, generated), failover))
         self._charge_prefill(end)
         self.record.started[end] |= not generated and not failover
-        task = GenerationTask(end, prompts.endpoints[end], prefix, self.record, settings)
+        task = GenerationTask(end, prefix, self.record, settings)
         self.running[end], self._started_s[end] = task, self.now()
         return task
 
@@ -222,11 +224,13 @@ class Generations:
 
     async def _correct(self, end: End, generated: Sequence[Token], number: int) -> None:
         """Charge a server's own count of the endpoint's prefix of that number in place of an estimate."""
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(self.settings.confirm_s):
                 tokens = await self.prompts.exact_prefix_tokens(end, generated)
                 self.prefixes[end][number] = tokens, self.prefixes[end][number][1]
                 self._charge_prefill(end)
+        except TimeoutError:
+            note(self.record.warnings, f"{self.prompts.endpoints[end].name}: its prefill is charged as estimated")
 
     def _charge(self, task: GenerationTask, closing: "asyncio.Task[None]") -> None:
         """Charge the tokens that it generated until it had stopped, also those that it did not yield."""

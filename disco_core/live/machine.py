@@ -10,12 +10,13 @@ import asyncio
 import math
 from functools import partial
 
+from disco_core import checks
 from disco_core.cost import End
 from disco_core.endpoints.base import Token
 from disco_core.errors import CutError, EndpointError, FilteredError, StreamError
 from disco_core.live.generation import Generations, GenerationTask
-from disco_core.live.prompts import Prompts, Settings, note
-from disco_core.migration import Action, Rule, StreamState
+from disco_core.live.prompts import Prompts, Settings, describe, note
+from disco_core.migration import STAY, Action, Decision, Rule, StreamState
 from disco_core.record import LATE, HandOver, StreamedToken
 
 
@@ -56,7 +57,10 @@ class Machine:
     def due_s(self, index: int, source: End) -> float:
         """The earliest release of a token: as the rule's `due_s` says, or at the reading rate from the first on."""
         if index and self.rule_paces and self.rule.target is not None:
-            return self.rule.due_s(self._state(self.rule.target), index, source)
+            try:
+                return checks.number(self.rule.due_s(self._state(self.rule.target), index, source), "due_s")
+            except Exception as error:  # a user's function
+                note(self.record.warnings, f"the rule failed: {describe(error)}")
         return (self.record.ttft_s or 0.0) + index / self.settings.reading_rate
 
     @property
@@ -99,8 +103,13 @@ class Machine:
         limit_s = self.settings.first_token_s
         if limit_s is None or self.record.tokens:
             return
+        try:
+            limit_s = limit_s(self.prompts.of(end)[1]) if callable(limit_s) else limit_s
+            deadline = at + checks.positive(limit_s, "first_token_s")
+        except Exception as error:  # a user's function
+            note(self.record.warnings, f"no deadline for a first token: {describe(error)}")
+            return
         for other in self._idle():
-            deadline = at + (limit_s(self.prompts.of(end)[1]) if callable(limit_s) else limit_s)
             starts[other] = min(starts.get(other, math.inf), deadline)
 
     def _idle(self) -> set[End]:
@@ -116,36 +125,34 @@ class Machine:
 
     async def _stream(self, source: GenerationTask) -> GenerationTask | None:
         """STREAM: tokens of one endpoint until the answer is complete (None), the rule moves it, or it fails."""
+        record = self.record
         while True:
             news = await source.next
             if isinstance(news, EndpointError):
                 self._fail(source, news)
                 return self._hand_over(source.end, str(news))
             if news is not None:
-                self._add(news, source.end)
-            if news is None or len(self.record.tokens) == self.settings.max_tokens:
+                now = self.generations.now()
+                if record.ttft_s is None:
+                    record.ttft_s = now
+                due_s = self.due_s(len(record.tokens), source.end)
+                record.tokens.append(StreamedToken(news.index, news.text, news.id, source.end, now, due_s))
+                self.news.set()
+            if news is None or len(record.tokens) == self.settings.max_tokens:
                 self.generations.stop(source.end)
                 return None
-            if self._moves(source.end):
+            if self._moves(source):
                 self.generations.stop(source.end)
                 return await self._await_target(self._hand_over(source.end, None), source.end)
             source.request()
 
-    def _add(self, token: Token, source: End) -> None:
-        record, now = self.record, self.generations.now()
-        if record.ttft_s is None:
-            record.ttft_s = now
-        due_s = self.due_s(len(record.tokens), source)
-        record.tokens.append(StreamedToken(token.index, token.text, token.id, source, now, due_s))
-        self.news.set()
-
-    def _moves(self, source: End) -> bool:
+    def _moves(self, task: GenerationTask) -> bool:
         """Whether the rule hands over after the last token, and that is possible; a refusal is recorded once."""
-        target = self.rule.target
-        if target is None or target is source or target in self._failed:
+        source, target = task.end, self.rule.target
+        if target is None or target is source or target in self._failed or task.reported("ended"):
             self._settle_others(source, None)
             return False
-        decision = self.rule.decide(self._state(target))
+        decision = self._decision(target)
         wanted = decision.action in (Action.HAND_OVER, Action.PREFILL)
         refusal = (self.prompts.refusal(target) if wanted else None) or decision.reason
         note(self.record.refusals, refusal)
@@ -154,7 +161,19 @@ class Machine:
             self.generations.begin(target, prompt_only=True)
         self._settle_others(source, target if possible else None)
         moves = possible and decision.action is Action.HAND_OVER and target not in self._failed
-        return moves and not self.prompts.splits_text(target)
+        if moves and self.prompts.splits_text(target):
+            name = self.prompts.endpoints[target].name
+            note(self.record.refusals, f"{name} is not handed text that ends in white space, which it may repeat")
+            return False
+        return moves
+
+    def _decision(self, target: End) -> Decision:
+        """The rule's; a rule that fails stays, so that a mistake in it loses no answer."""
+        try:
+            return checks.instance_of(self.rule.decide(self._state(target)), Decision, "decide's result")
+        except Exception as error:  # a user's function
+            note(self.record.warnings, f"the rule failed: {describe(error)}")
+            return STAY
 
     def _settle_others(self, source: End, target: End | None) -> None:
         """Stop a generation beside the source's, or let it finish its prefill if it is the target's."""
@@ -214,7 +233,7 @@ class Machine:
     async def _await_target(self, task: GenerationTask, source: End) -> GenerationTask | None:
         """The target; or, if the rule recalls the source meanwhile, whichever endpoint sends a token first."""
         while not task.next.done() and self.prompts.refusal(source) is None:
-            decision = self.rule.decide(self._state(task.end))
+            decision = self._decision(task.end)
             if decision.action is Action.RECALL:
                 return await self._race({source: self.generations.now()})
             if math.isinf(decision.again_s):

@@ -160,7 +160,7 @@ class Prompts:
     def _build(self, end: End, prompt: Prompt) -> tuple[Prompt, int]:
         if is_chat(prompt) and end not in self._unbuilt:
             try:
-                prompt = self.endpoints[end].apply_chat_template(prompt)
+                prompt = checked_prompt(self.endpoints[end].apply_chat_template(prompt))
             except Exception as error:
                 self._failed(end, error)
         alike = end in self._given and prompt == self.prompt

@@ -52,9 +52,14 @@ def stream(
                    tokens: after it the other endpoint is started as well; that prefill counts as a failover's
     after_filter   whether the other endpoint may continue where one's content filter stopped the answer
     on_reasoning   called with each piece of reasoning text and its endpoint; reasoning is no part of the answer
+    A function or a rule that fails in mid-answer does not end it; the record's warnings say so.
     InputError for a bad argument at once; StreamError from the iteration once both endpoints have failed.
     """
     rule = checks.instance_of(Rule() if rule is None else rule, Rule, "rule")
+    if not (rule.target is None or isinstance(rule.target, End)):
+        raise InputError(f"the rule's target must be an End or None, got {rule.target!r:.80}")
+    if not (on_reasoning is None or callable(on_reasoning)) or asyncio.iscoroutinefunction(on_reasoning):
+        raise InputError(f"on_reasoning must be a function that is not async, or None, got {on_reasoning!r:.80}")
     if not (first_token_s is None or callable(first_token_s)):
         first_token_s = checks.positive(first_token_s, "first_token_s")
     settings = Settings(

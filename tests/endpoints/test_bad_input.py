@@ -129,16 +129,23 @@ def test_a_wrong_server_is_one_typed_error(home, there, scheme, kind, word):
 
 @pytest.mark.parametrize("home", [native, openai])
 @pytest.mark.parametrize(
-    "url", [None, "", 8080, "127.0.0.1:8080", "localhost", "ftp://host", "http://", "http://[::1", "http://h:99999"]
-)
+    "url",
+    [None, "", 8080, "127.0.0.1:8080", "localhost", "ftp://host", "http://", "http://[::1", "http://h:99999",
+     "http://h:port", " http://h", "http://h ", "http://h:8080/v1 ", "http://h/a b", "http://h\n"],
+)  # fmt: skip
 def test_an_address_that_is_none_is_named(home, url, monkeypatch):
     monkeypatch.setenv("OPENAI_BASE_URL", "nothing")
-    with pytest.raises(dc.InputError, match="url must be"):
+    with pytest.raises(dc.InputError, match="url must be") as caught:
         home(url)
+    assert repr(url or ("nothing" if home is openai else url)) in str(caught.value)
 
 
 @pytest.mark.parametrize("home", [native, openai])
-@pytest.mark.parametrize("url", ["http://user:{}@host", "http://{}@host", "user:{}@host", "http://host/?key={}"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://user:{}@host", "http://{}@host", "user:{}@host", "http://host/?key={}", "http://user:{}@host:port",
+     "http://host:port/?key={}"],
+)  # fmt: skip
 def test_an_address_with_a_key_is_refused_without_showing_it(home, url):
     with pytest.raises(dc.InputError, match=r"there: url must be .* without a key") as caught:
         home(url.format("sk-in-the-address"))
@@ -146,10 +153,18 @@ def test_an_address_with_a_key_is_refused_without_showing_it(home, url):
 
 
 @pytest.mark.parametrize("home", [native, openai])
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"deadline_s": 0}, {"deadline_s": None}, {"api_key": "a b"}])
+@pytest.mark.parametrize("bad", [{"temperature": -1}, {"deadline_s": 0}, {"deadline_s": None}])
 def test_bad_arguments_of_an_endpoint_are_named(home, bad):
-    with pytest.raises(dc.InputError, match="key must be printable" if "api_key" in bad else next(iter(bad))):
+    with pytest.raises(dc.InputError, match=next(iter(bad))):
         home(f"http://127.0.0.1:{free_port()}", **bad)
+
+
+@pytest.mark.parametrize("home", [native, openai])
+@pytest.mark.parametrize(("key", "word"), [("a b", "printable ASCII"), (523, "text.* int"), (b"523", "text.* bytes")])
+def test_a_key_that_is_none_is_refused_without_showing_it(home, key, word):
+    with pytest.raises(dc.InputError, match=f"there: the key must be .*{word}") as caught:
+        home(f"http://127.0.0.1:{free_port()}", api_key=key)
+    assert "523" not in str(caught.value)
 
 
 def test_an_openai_endpoint_says_what_is_missing(monkeypatch):
@@ -172,6 +187,18 @@ def test_an_openai_endpoint_says_what_is_missing(monkeypatch):
             OpenAIEndpoint("m", **bad)
     with pytest.raises(dc.InputError, match="model"):
         OpenAIEndpoint(None)
+
+
+@pytest.mark.parametrize(
+    ("option", "where"),
+    [("max_tokens", "stream.*max_tokens"), ("max_completion_tokens", "stream.*max_tokens"), ("n_predict", "stream"),
+     ("stop", "endpoint's stop"), ("seed", "stream.*seed"), ("messages", "prompt"), ("prompt", "prompt"),
+     ("stream", "always streams"), ("model", "endpoint's model")],
+)  # fmt: skip
+def test_an_option_that_is_set_elsewhere_says_where(option, where):
+    with pytest.raises(dc.InputError, match=f"there: options must be without {option}, which is set by .*{where}"):
+        openai("http://127.0.0.1:1", options={"temperature": None, option: 3})
+    assert openai("http://127.0.0.1:1", options={"temperature": None, option: None}).options[option] is None
 
 
 def test_a_server_that_answers_questions_without_an_end_is_left():
@@ -276,6 +303,21 @@ def test_a_file_that_is_no_model_is_named(home, tmp_path, started):
     with pytest.raises(dc.DiscoError, match=r"^here: .*cut\.gguf"):
         home(cut, name="here")
     assert "here" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_ctx", [8193, 10**6])
+def test_a_context_that_the_model_does_not_have_is_refused_before_it_is_allocated(n_ctx, monkeypatch):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    load = llama_cpp.Llama
+
+    def checked(*path, **options):
+        assert options.get("vocab_only")
+        return load(*path, **options)
+
+    monkeypatch.setattr(llama_cpp, "Llama", checked)
+    with pytest.raises(dc.InputError, match=f"^here: n_ctx must be at most 8192 for .*gguf, got {n_ctx}$"):
+        LlamaCppEndpoint(smollm2_path(), n_ctx=n_ctx, name="here")
 
 
 def test_a_port_in_use_is_named(started):

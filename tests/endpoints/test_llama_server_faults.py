@@ -3,12 +3,13 @@
 import asyncio
 import json
 import threading
+import time
 
 import pytest
 
 import disco_core as dc
 from disco_core.endpoints.llama_server import LlamaServerEndpoint
-from tests.helpers.loopback import FACTS, piece, serving, through_server
+from tests.helpers.loopback import FACTS, collect, piece, prefix, serving, through_server
 from tests.helpers.replay import ReplayEndpoint
 
 
@@ -77,3 +78,65 @@ def test_an_address_that_is_no_llama_cpp_server_with_a_model_is_named(models):
         pytest.raises(dc.EndpointError, match=f"^there: {url}"),
     ):
         LlamaServerEndpoint(url, name="there")
+
+
+PAGE = b"data: <html><h1>502 Bad Gateway</h1></html>\n\n"
+
+
+@pytest.mark.parametrize(
+    ("instead", "last"),
+    [
+        (PAGE, piece("ı", [305], 3)),
+        (PAGE, piece("", [], 2, "eos")),
+        (b"\xff\xfe\x00\x80" * 40 + b"\n\n", piece("", [], 2, "eos")),
+        (b"bad gateway\n\n", piece("ı", [305], 3)),
+        (b"", piece("ı", [305], 3)),
+    ],
+)
+def test_a_lost_event_is_not_passed_over_where_text_may_have_been_held_back(instead, last):
+    """Each character has a token of its own here, so nothing was; a page before the end may replace a token."""
+    answer = sends(piece("ö", [246], 1), instead, last, piece("", [], 3, "eos"))
+    letters = {
+        "/tokenize": lambda asked: {"tokens": [*map(ord, asked["content"])]},
+        "/detokenize": lambda asked: {"content": "".join(map(chr, asked["tokens"]))},
+    }
+
+    async def go(url):
+        async with LlamaServerEndpoint(url, name="there") as server:
+            return await collect(server, prefix())
+
+    with serving(answer, FACTS | letters) as url:
+        tokens, failure = asyncio.run(go(url))
+    assert isinstance(failure, dc.EndpointError)
+    assert [token.text for token in tokens] == ["ö"]
+
+
+def test_a_cancel_before_a_slot_is_taken_waits_until_it_is_taken_and_left():
+    """A busy server reads the request late; until then no slot processes it, and it seems to have stopped."""
+    processing, left = threading.Event(), threading.Event()
+
+    def answer(handler):
+        mark = handler.asked["dry_allowed_length"]
+        slots.append({"is_processing": True, "params": {"dry_allowed_length": mark}})
+        time.sleep(0.2)  # longer than it takes the endpoint to ask for the slots
+        processing.set()
+        sends(piece("a", [97], 1))(handler)
+        time.sleep(0.1)
+        slots.clear()
+        left.set()
+
+    slots = []
+
+    async def go(url):
+        async with LlamaServerEndpoint(url, name="there") as server:
+            generation = server.generate(prefix())
+            first = asyncio.create_task(anext(generation))
+            await asyncio.sleep(0.05)
+            first.cancel()
+            await asyncio.wait([first])
+            await generation.aclose()
+            return left.is_set()
+
+    visible = lambda _: list(slots) if processing.is_set() else []  # noqa: E731
+    with serving(answer, FACTS | {"/slots": visible}) as url:
+        assert asyncio.run(go(url))

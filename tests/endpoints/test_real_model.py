@@ -15,7 +15,7 @@ import pytest
 
 import disco_core as dc
 from artifact.data.model import build, smollm2_path
-from disco_core.endpoints.base import Token
+from disco_core.endpoints.base import Prefix, Token
 from disco_core.endpoints.llama_cpp import BATCH, LlamaCppEndpoint
 from disco_core.endpoints.llama_server import LlamaServerEndpoint
 from disco_core.endpoints.local_server import LocalServer
@@ -108,6 +108,32 @@ def test_both_endpoints_of_the_model_share_a_vocabulary_and_continue_exactly(dev
                     assert "".join(token.text for token in [*head, *tail]) == text
 
     asyncio.run(go())
+
+
+@pytest.mark.slow
+def test_a_device_has_ended_while_its_tokens_are_still_on_their_way(device):
+    async def go():
+        generation = device.generate(prefix(GARDEN, max_tokens=3))
+        await anext(generation)
+        async with asyncio.timeout(60):
+            while not generation.ended:
+                await asyncio.sleep(0.01)
+        return [token.index async for token in generation]
+
+    assert asyncio.run(go()) == [1, 2]
+
+
+@pytest.mark.slow
+def test_without_a_seed_every_answer_is_drawn_anew():
+    async def go(warm):
+        drawn = [await collect(warm, prefix(GARDEN, max_tokens=12)) for _ in range(3)]
+        seeded = [await collect(warm, Prefix(GARDEN, (), 12, 5)) for _ in range(2)]
+        return drawn, seeded
+
+    with LlamaCppEndpoint(smollm2_path(), n_ctx=512, temperature=1.5) as warm:
+        drawn, seeded = asyncio.run(go(warm))
+    assert not drawn[0] == drawn[1] == drawn[2]
+    assert seeded[0] == seeded[1]
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What servers and their surroundings ask for: keys, proxies, router mode, ways of continuing, stop texts."""
 
 import asyncio
+import contextlib
 import itertools
 import json
 
@@ -218,6 +219,32 @@ def test_a_probe_finds_the_way_of_continuing_that_works(ways, given, works, outc
     assert any(outcome in words for words in probed.values())
 
 
+@pytest.mark.parametrize("given_way", ["probe", "plain"])
+@pytest.mark.parametrize(
+    ("echo", "before", "told", "shown"),
+    [
+        (False, "One, two.", "One, two. One", "One, two. One"),
+        (False, "Is it true that you know?", " Is it true that you care?", " Is it true that you care?"),
+        (True, "The", "The sea is salty", " sea is salty"),
+        (True, "very very", "very very very very good", " very very good"),
+    ],
+)
+def test_what_a_probe_found_decides_what_is_dropped(given_way, echo, before, told, shown):
+    said = {"plain": (BEGINNING, *GOES_ON) if echo else GOES_ON}
+
+    async def go(url):
+        async with OpenAIEndpoint("m", base_url=f"{url}/v1", continuation=given_way) as endpoint:
+            assert endpoint.echoes is None
+            await endpoint.probe()
+            said["plain"] = (told,)
+            return endpoint.echoes, await collect(endpoint, prefix(generated=[Token(0, before)]))
+
+    with serving(scripted(said)) as url:
+        echoes, (tokens, failure) = asyncio.run(go(url))
+    assert (echoes, failure) == (echo, None)
+    assert "".join(token.text for token in tokens) == shown
+
+
 def test_an_endpoint_that_is_not_probed_is_no_target():
     async def go(url):
         async with OpenAIEndpoint("m", base_url=f"{url}/v1", continuation="probe") as endpoint:
@@ -242,8 +269,8 @@ def cut(data, text):
     return [text[a:b] for a, b in itertools.pairwise(ends)]
 
 
-def seamless(before, pieces):
-    seam = Seam("there", before)
+def seamless(before, pieces, echoes=None):
+    seam = Seam("there", before, echoes)
     return "".join([*(part for one in pieces for part in seam.join(one)), *seam.join("", last=True)])
 
 
@@ -252,6 +279,33 @@ def seamless(before, pieces):
 )
 def test_an_echo_is_dropped_in_any_pieces(before, rest, data):
     assert seamless(before, cut(data, f"{before}{rest}")) == rest
+
+
+REPETITIONS = ["very very", "very very ", " bla  bla", "bla bla bla", "hahahaha", "--------", "no\nno\nno\n"]
+
+
+@given(st.sampled_from(REPETITIONS), st.sampled_from(["", " "]), st.text(max_size=12), st.data())
+def test_a_repetition_may_go_on(before, space, rest, data):
+    text = f"{space}{before}{rest}"
+    assert seamless(before, cut(data, text)) == text
+
+
+@given(st.text(max_size=12), st.text(max_size=12), st.data())
+def test_a_server_that_is_known_to_go_on_is_believed(before, rest, data):
+    for text in (f"{before}{rest}", f" {before}{rest}"):
+        assert seamless(before, cut(data, text), echoes=False) == text
+
+
+@given(st.sampled_from([*REPETITIONS, "The", "I", "Is it true that you know?"]), st.text(max_size=12), st.data())
+def test_an_echo_of_any_length_is_dropped_where_it_is_known(before, rest, data):
+    assert seamless(before, cut(data, f"{before}{rest}"), echoes=True) == rest
+
+
+def test_a_question_like_the_one_before_is_a_new_beginning_only_where_that_is_not_known():
+    before, text = "Is it true that you know?", " Is it true that you care?"
+    assert seamless(before, [text], echoes=False) == text
+    with pytest.raises(dc.ProtocolError, match="anew"):
+        seamless(before, [text])
 
 
 @given(st.text(max_size=20), st.text(alphabet="xyz ", max_size=20), st.data())
@@ -322,6 +376,47 @@ def test_a_stop_text_ends_the_answer_before_it(pieces, stop, before, texts, unde
     assert [token.index for token in tokens] == list(range(len(texts)))
     assert left == undelivered
     assert closed == (texts != pieces)
+
+
+async def ends_of(generation):
+    """The texts of an answer, each with whether no further token was being generated when it came."""
+    found = []
+    with contextlib.suppress(dc.EndpointError):
+        async for token in generation:
+            found.append((token.text, generation.ended))
+    return found, generation.ended
+
+
+def test_an_answer_has_ended_once_its_stop_text_is_found():
+    async def tokens():
+        for index, text in enumerate(["a", "E", "b", "cEND", "d"]):
+            yield Token(index, text)
+
+    found, ended = asyncio.run(ends_of(Answer(tokens(), prefix(), ["END"])))
+    assert (found, ended) == ([("a", False), ("E", False), ("b", False), ("c", True)], True)
+
+
+@pytest.mark.parametrize(
+    ("native", "sent", "ends"),
+    [
+        (False, [chunk("a"), chunk("b", tokens=["b", ""]), chunk("c", "stop")], [False, False, True]),
+        (False, [chunk("a"), chunk("b c", "length", tokens=["b", " c"])], [False, True, True]),
+        (False, [chunk("a"), chunk("b", "content_filter")], [False, True]),
+        (False, [chunk("a", "stop"), chunk("b", "stop"), chunk("c", "stop")], [True, False, False]),
+        (True, [piece("a", [97], 1), piece("", [98], 2), piece("bc", [], 3, "word")], [False, True, True]),
+        (True, [piece("a", [97], 1), piece("b", [98], 2)], [False, False]),
+    ],
+)
+def test_an_answer_has_ended_once_the_server_says_how(native, sent, ends):
+    async def go(url):
+        home = LlamaServerEndpoint(url) if native else OpenAIEndpoint("m", base_url=f"{url}/v1")
+        async with home:
+            return await ends_of(home.generate(prefix()))
+
+    with serving(events(*sent), FACTS) as url:
+        found, ended = asyncio.run(go(url))
+    assert [at for _, at in found] == ends
+    assert ended == (True in ends)
 
 
 @given(

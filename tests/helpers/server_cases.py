@@ -183,6 +183,7 @@ SHAPES = [
         DONE,
         texts=("Salt", "7", "."),
     ),
+    _case("A", "numbers", C({"content": 0}), C({"content": {"text": 0}}), C("", "stop"), DONE, texts=("0", "0")),
     _case("A", "no chunk at all", data({"object": "status"}), data({}), *SALT, texts=("Salt.",)),
     _case(
         "A",
@@ -400,6 +401,21 @@ UNFINISHED = [
         failure=dc.CutError,
         words=("model_length",),
     ),
+    *(
+        _case(
+            "C",
+            f"{reason}, then stop",
+            C("Salt"),
+            C({}, reason, usage=billed(3)),
+            C({}, "stop"),
+            DONE,
+            texts=("Salt",),
+            undelivered=2,
+            failure=FilteredError if reason == "content_filter" else dc.CutError,
+            words=(reason,),
+        )
+        for reason in ("content_filter", "length", "abort")
+    ),
     _case("C", "length without any text", C({}, "length"), DONE, failure=dc.CutError),
     _case("C", "a role, then stop", C({"role": "assistant"}), C({}, "stop"), DONE),
     _case("C", "nothing but [DONE]", DONE, failure=dc.CutError, words=("without a finish reason",)),
@@ -606,6 +622,45 @@ FRAMES = [
     _case("D", "lines of JSON", *(event[6:-1] for event in SALT[:2]), texts=("Salt.",)),
     _case("D", "words as data", b"data: ping\n\n", *SALT, b"event: end\ndata: over\n\n", texts=("Salt.",)),
     *(
+        _case(
+            "D",
+            f"{word} as data in mid-answer",
+            C("Sal"),
+            b"data: " + word.encode() + b"\n\n",
+            C("t."),
+            *SALT[1:],
+            texts=("Sal", "t."),
+        )
+        for word in ("ping", "keep-alive", "[DONE]")
+    ),
+    *(
+        _case(
+            "C",
+            f"{name} in mid-answer",
+            C("Salt"),
+            sent,
+            C("."),
+            *SALT[1:],
+            texts=("Salt",),
+            failure=failure,
+            words=words,
+        )
+        for name, sent, failure, words in (
+            ("a page as data", b"data: <html><h1>502 Bad Gateway</h1></html>\n\n", dc.CutError, ("502 Bad Gateway",)),
+            ("a page", b"<html><h1>502 Bad Gateway</h1></html>\n\n", dc.CutError, ("502 Bad Gateway",)),
+            ("bytes", b"\xff\xfe\x00\x80" * 40 + b"\n\n", dc.ProtocolError, ("unreadable",)),
+        )
+    ),
+    _case(
+        "D",
+        "an unknown field in mid-answer",
+        C("Sal"),
+        b"trace-id: 17\nnonce\n\n",
+        C("t."),
+        *SALT[1:],
+        texts=("Sal", "t."),
+    ),
+    *(
         _case("D", f"a whole answer, {name}", sent, texts=("Salt.",))
         for name, sent in {
             "as events": json.dumps(WHOLE).encode(),
@@ -649,6 +704,14 @@ BILLS = [
     ),
     _case(
         "E", "usage in the choice", C("Salt."), C({}, "stop", usage=billed(7)), DONE, texts=("Salt.",), undelivered=6
+    ),
+    _case(
+        "E",
+        "usage of zeros at the end",
+        C("Salt.", usage=billed(7)),
+        C({}, "stop", usage=billed(0) | {"prompt_tokens": 0, "total_tokens": 0}),
+        texts=("Salt.",),
+        undelivered=6,
     ),
     _case("E", "less billed than sent", C("Salt"), C("."), C({}, "stop", usage=billed(0)), DONE, texts=("Salt", ".")),
     _case(
@@ -902,6 +965,16 @@ SEAMS = [
         options={"continuation": "prefix"},
     ),
     _case("G", "echo after an empty line", C("\n\nThe sea is"), C(" salty"), C("."), C({}, "stop"), DONE, **ECHO),
+    _case(
+        "G",
+        "a repetition goes on",
+        C(" very very"),
+        C(" good"),
+        C({}, "stop"),
+        before="very very",
+        texts=(" very very", " good"),
+        options={"continuation": "plain"},
+    ),
     _case("G", "a new beginning after reasoning", C({"reasoning": "hm"}), C("The sea is salty because"), **ANEW_HM),
     _case("G", "a new beginning", C("The sea is salty because"), C({}, "stop"), DONE, **ANEW),
     _case("G", "a new beginning in pieces", C("The"), C(" sea"), C(" is"), C(" blue"), C({}, "stop"), DONE, **ANEW),

@@ -71,6 +71,22 @@ def test_an_estimated_charge_is_corrected_once_the_count_is_there():
     assert live.record.prefill == [len(MESSAGES[0]["content"]), 0]
 
 
+def test_a_charge_that_stays_an_estimate_is_in_the_warnings():
+    server, device = remote(0.6), ReplayEndpoint(5.0, [0.001], 8, name="device")
+    live = dc.stream(
+        MESSAGES,
+        plan=dc.plan_server_only(),
+        server=server,
+        device=device,
+        max_tokens=8,
+        wait=False,
+        confirm_s=0.05,
+    )
+    assert len(asyncio.run(collect(live))[0]) == 8
+    assert live.record.prefill[0] != len(MESSAGES[0]["content"])
+    assert "server: its prefill is charged as estimated" in live.record.warnings
+
+
 def test_what_a_target_gets_as_text_is_counted_by_its_server_after_all():
     """A hand-over to a server of another vocabulary is charged by that server's own count of the text."""
     server = remote(0.05, vocabulary="other")

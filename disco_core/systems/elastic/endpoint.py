@@ -63,7 +63,7 @@ class ElasticEndpoint(LlamaCppEndpoint):
 
     def _vocabulary(self) -> "Llama":
         """A vocabulary without weights, since levels come and go while other threads read it."""
-        return self._load(self.levels[self._largest].path, vocab_only=True)
+        return self._opened(self.levels[self._largest].path, vocab_only=True, **self._options)
 
     def _level(self, percent: int) -> "Llama":
         level = self.levels[percent]

@@ -7,14 +7,15 @@ endpoint generated from one prefix.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from artifact.data import model
 from artifact.measure.proxy import Exchange
 from disco_core.cost import End
 from disco_core.endpoints.base import Prefix, Token
+from disco_core.endpoints.events import BROKEN
 from disco_core.errors import StreamError
-from disco_core.record import Record
+from disco_core.record import Record, StreamedToken
 
 
 @dataclass
@@ -163,16 +164,23 @@ def _text(evidence: Evidence, made: Sequence[Generated]) -> Iterator[str]:
         elif not any(p.end is end and _start(evidence, p) == a and _matches(p, record, a, b) for p in made):
             yield f"tokens {a} to {b} are not what the {end.name.lower()} generated"
     ids = [token.id for token in tokens if token.id is not None]
-    whole = model.tokenizer().detokenize(ids).decode(errors="replace")
-    if len(ids) == len(tokens) and not _alike("".join(token.text for token in tokens), whole):
+    if len(ids) == len(tokens) and not same_text(tokens):
         yield "the text is not that of its ids"
 
 
-def _alike(text: str, whole: str) -> bool:
-    """Whether a text is the whole one; the last character may be unfinished."""
-    return text == whole or (
-        text == whole[: len(text)] and whole[len(text) :].strip("\N{REPLACEMENT CHARACTER}") == ""
+def same_text(tokens: Sequence[StreamedToken]) -> bool:
+    """Whether the text of tokens is that of their ids.
+
+    The last character may be unfinished: the device shows what is before it, the server nothing of its tokens.
+    """
+    held = list(takewhile(lambda token: not token.text, reversed(tokens)))[::-1]
+    whole, last, first = (
+        model.tokenizer().detokenize([token.id for token in some]).decode(errors="replace")
+        for some in (tokens, held, held[:1])
     )
+    text = "".join(token.text for token in tokens)
+    rest = whole.removeprefix(text)
+    return whole.startswith(text) and (rest in ("", BROKEN) or (rest == last and first.endswith(BROKEN)))
 
 
 def _start(evidence: Evidence, piece: Generated) -> int:

@@ -11,7 +11,7 @@ from artifact.data import model
 from artifact.data.model import tokenizer
 from artifact.measure import campaign
 from artifact.measure.cases import KINDS, MOVES, case
-from artifact.measure.promises import Evidence, Job, broken
+from artifact.measure.promises import Evidence, Job, broken, same_text
 from artifact.measure.proxy import MALFORMED, Exchange, Fault, Proxy
 from disco_core.cost import End
 from disco_core.endpoints.base import Prefix, Token
@@ -133,6 +133,21 @@ def test_every_broken_promise_is_seen(what, kind):
     one = evidence()
     change(one, what)
     assert kind in {text.partition(":")[0] for text in broken(one)}
+
+
+HALF = 5549  # a space and the first half of a character
+
+
+@pytest.mark.parametrize(
+    ("texts", "same"),
+    [(["M", "io", ""], True), (["M", "io", " "], True), (["M", "i", ""], False), (["M", "", ""], False)],
+)
+def test_a_text_may_end_before_an_unfinished_character(texts, same):
+    ids = [*tokenizer().tokenize(b"Mio", add_bos=False), HALF]
+    tokens = [
+        StreamedToken(i, text, id, End.SERVER, 0.0, 0.0) for i, (text, id) in enumerate(zip(texts, ids, strict=True))
+    ]
+    assert same_text(tokens) is same
 
 
 def test_a_prefill_that_had_to_be_estimated_is_no_violation():
