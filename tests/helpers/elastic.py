@@ -22,9 +22,9 @@ def by_length(percents, most=LENGTH):
 class Counted(ElasticEndpoint):
     """Counts the models that are in memory: vocabularies alone, and levels."""
 
-    def _load(self, path, **options):
-        llama = super()._load(path, **options)
-        here = self.__dict__.setdefault("vocabularies" if options else "models", set())
+    def _opened(self, path, **options):
+        llama = super()._opened(path, **options)
+        here = self.__dict__.setdefault("vocabularies" if "vocab_only" in options else "models", set())
         here.add(path.name)
         self.most = max(getattr(self, "most", 0), len(self.__dict__.get("models", ())))
         close = llama.close

@@ -1,8 +1,8 @@
 """Which units and layers of a model matter: what each adds to the answer on calibration text, without gradients.
 
 A neuron adds its activation times its column of the down-projection, a key-value group of heads what the output
-matrix makes of it. Rows count in relation to the residual stream that they are added to, since the next norm divides by it:
-the first tokens of a text, where attention rests, would outweigh all others by a thousand to one.
+matrix makes of it. Rows count in relation to the residual stream that they are added to, since the next norm divides
+by it: the first tokens of a text, where attention rests, would outweigh all others by a thousand to one.
 """
 
 from collections.abc import Sequence
