@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from artifact.errors import ArtifactError
 from artifact.publish import claims, figures
 from artifact.publish.claims_table import Line
+from artifact.publish.verdict_files import Verdict
 
 STEMS = (
     "dispatch_device_constrained",
@@ -53,7 +54,7 @@ def claims_of(lines: Sequence[Line]) -> pd.DataFrame:
     return pd.DataFrame({name: [getattr(one, columns.get(name, name)) for one in lines] for name in names})
 
 
-def values_of(verdicts: Mapping[str, claims.Verdict]) -> pd.DataFrame:
+def values_of(verdicts: Mapping[str, Verdict]) -> pd.DataFrame:
     """The papers' claims that a number decides and that were tested: bounds, tolerance, ours, place, verdict."""
     rows = []
     for claim in claims.load().values():

@@ -13,24 +13,24 @@ Verdicts: PASS; DIFFERS, tested and came out otherwise, also where it came out b
 
 import ast
 import csv
-import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from artifact.errors import ArtifactError
-from artifact.files import DATA, FIGURES, ROOT, folder, write_atomic
+from artifact.files import DATA, FIGURES, ROOT, folder
 from artifact.measure.store import Measured
+from artifact.publish import verdict_files
 from artifact.publish.parameters import parameters
+from artifact.publish.verdict_files import DIFFERS, NOT_TESTED, PASS, Verdict
 from disco_core.errors import InputError
 
-PASS, DIFFERS, NOT_TESTED, MISSING = "PASS", "DIFFERS", "NOT TESTED", "MISSING"
+MISSING = "MISSING"
 TABLE = DATA / "claims.csv"
 _COLUMNS = (
     "id",
@@ -50,8 +50,6 @@ _COLUMNS = (
 _ANY = {"quick", "server", "judges", "judge_url", "second", "evaluate"}
 _BETTER = ("higher", "lower", "")
 _KINDS = ("band", "at least", "at most", "trend")
-
-Verdict = dict[str, Any]  # the object written to <stem>.claims.json
 
 
 @dataclass(frozen=True)
@@ -266,7 +264,6 @@ def _test_trend(claim: Claim, values: NDArray[np.float64]) -> tuple[bool, str, s
 
 
 def _record(claim: Claim, verdict: str, ours: object, reason: str, stem: str, out: str | Path) -> Verdict:
-    path = folder(out) / f"{stem}.claims.json"
     entry: Verdict = {
         "id": claim.id,
         "verdict": verdict,
@@ -276,29 +273,8 @@ def _record(claim: Claim, verdict: str, ours: object, reason: str, stem: str, ou
         "exhibit": claim.exhibit,
         "reason": reason,
     }
-    others = [old for old in _read(path) if old["id"] != claim.id] if path.exists() else []
-    entries = sorted([*others, entry], key=lambda one: _natural(one["id"]))
-    write_atomic(path, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
+    verdict_files.add(folder(out) / f"{stem}.claims.json", entry)
     return entry
-
-
-def _read(path: Path) -> list[Verdict]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(entries, list) and all(map(_whole, entries)):
-            return list(entries)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        pass
-    raise ArtifactError(f"{path} is not a list of verdicts; delete it and run its notebook again")
-
-
-def _whole(entry: Verdict) -> bool:
-    """Whether an entry says who is judged, how, and, where it was tested, with which value."""
-    texts = isinstance(entry["id"], str) and isinstance(entry["reason"], str)
-    if entry["verdict"] == NOT_TESTED:
-        return texts and entry["ours"] is None
-    value = isinstance(entry["ours"]["text"], str) and isinstance(entry["ours"]["median"], int | float)
-    return texts and entry["verdict"] in (PASS, DIFFERS) and value
 
 
 def _judged_otherwise(claim: Claim, entry: Verdict) -> str:
@@ -311,11 +287,6 @@ def _judged_otherwise(claim: Claim, entry: Verdict) -> str:
     rounding = 1e-5 * max(1.0, abs(median))  # in the file it has six digits
     near = min(abs(median - low), abs(median - high)) <= rounding
     return "" if near or (low <= median <= high) == (entry["verdict"] == PASS) else "kind or tolerance"
-
-
-def _natural(id: str) -> list[tuple[int, str]]:
-    # D2 before D10, D10 before D10a
-    return [(int(number or 0), word) for number, word in re.findall(r"(\d+)|(\D+)", id)]
 
 
 def _rounded(value: float) -> float:
@@ -337,7 +308,7 @@ def verdicts(
     found: dict[str, Verdict] = {}
     where: dict[str, str] = {}
     for path in sorted((ROOT / directory).glob("*.claims.json")):
-        for entry in _read(path):
+        for entry in verdict_files.read(path):
             id = entry["id"]
             if id in where:
                 both = (

@@ -15,7 +15,8 @@ from tabulate import tabulate
 
 from artifact.errors import ArtifactError
 from artifact.files import FIGURES, ROOT, write_atomic
-from artifact.publish.claims import DIFFERS, MISSING, NOT_TESTED, PASS, Claim, Verdict, load, verdicts
+from artifact.publish.claims import MISSING, Claim, load, verdicts
+from artifact.publish.verdict_files import DIFFERS, NOT_TESTED, PASS, Verdict
 
 README = ROOT / "README.md"
 HEADLINE = ("D1", "D2", "D3", "D6a", "D8", "L1", "L5", "P1")  # what the README shows of them
