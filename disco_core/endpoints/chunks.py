@@ -106,7 +106,7 @@ class ChunkedAnswer(RemoteAnswer):
         word = normal(told)
         if reason and word not in UNFINISHED and severity(word) >= severity(self._reason):
             self._reason = word
-            self._word = self.endpoint._quote(": ".join(filter(None, [told, error_words(as_dict(reason))])))
+            self._word = self.endpoint.failures.quote(": ".join(filter(None, [told, error_words(as_dict(reason))])))
         self.done = bool(self._reason) and not self.repeating
         self.made = max(self._shown + self._reasoned, self.billed[1] if self.billed else 0)
         return tokens

@@ -1,9 +1,7 @@
-"""Shared by endpoints over HTTP: requests, the events of an answer, and errors in the server's own words."""
+"""Shared by endpoints over HTTP: connections, requests, and the events of an answer."""
 
 import asyncio
-import json
 import os
-import ssl
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any
@@ -18,34 +16,23 @@ from disco_core.endpoints.events import (
     Events,
     error_in,
     error_words,
-    is_filtered,
     normal,
     objects,
     page,
 )
+from disco_core.endpoints.failures import Failures
 from disco_core.endpoints.stop import Answer
 from disco_core.errors import (
     CutError,
     EndpointError,
-    FilteredError,
     InputError,
-    ProtocolError,
     RefusedError,
-    StalledError,
 )
 
 Request = Callable[[], Awaitable[dict[str, Any]]]
 LONGEST_PAGE = 1 << 16  # bytes of a reply that is no stream of events
 LINGER_S = 2.0  # seconds that the connection may take to end after the answer has; it can be used again then
-MEANING = {
-    401: "the key is wrong or missing",
-    403: "the key does not allow this",
-    404: "no such address or model",
-    405: "this address takes no requests",
-    429: "too many requests",
-}
 KEEP_ALIVE = ("ping", "pong", "heartbeat", "keepalive", "processing")  # names of events, or their data
-STREAMS = ("text/event-stream", "application/octet-stream", "text/plain", "")
 
 
 def secret(key: str | None, name: str) -> str | None:
@@ -56,12 +43,6 @@ def secret(key: str | None, name: str) -> str | None:
     if key is not None and not (key and key.isascii() and key.isprintable() and " " not in key):
         raise InputError(f"{name}: the key must be printable ASCII without spaces")
     return key
-
-
-def redact(key: str | None, text: str) -> str:
-    """A server's text in one line of at most 300 characters, with the key redacted."""
-    line = " ".join(text.encode(errors="replace").decode().split())
-    return (line.replace(key, "***") if key else line)[:300]
 
 
 def address(url: str, name: str) -> str:
@@ -126,9 +107,9 @@ class Remote(Endpoint):
 
     def __init__(self, name: str, url: str, key: str | None, deadline_s: float, settings: dict[str, Any]) -> None:
         self.name, self.stale_retries = checks.instance_of(name, str, "name"), 0
-        self._address, self._key = address(url, name), secret(key, name)
+        self.failures = Failures(name, address(url, name), secret(key, name))
         self.deadline_s = checks.positive(deadline_s, f"{name}: deadline_s")
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        headers = {"Authorization": f"Bearer {self.failures.key}"} if self.failures.key else {}
         self._settings = settings | {"headers": {"Accept-Encoding": "identity"} | headers}
         self._client: httpx.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -151,7 +132,7 @@ class Remote(Endpoint):
         try:
             return httpx.AsyncClient(**options)
         except (ValueError, ImportError, OSError, httpx.InvalidURL) as error:
-            what = self._quote(error if isinstance(error, OSError) else type(error).__name__, 200)
+            what = self.failures.quote(error if isinstance(error, OSError) else type(error).__name__, 200)
         proxies = ", ".join(unusable_proxies()) if self._settings["trust_env"] else ""
         if proxies:
             what = f"the environment's {proxies} is no proxy that can be used; http:// and https:// can be"
@@ -180,7 +161,7 @@ class Remote(Endpoint):
         except EndpointError as error:
             failed = error
         except Exception as error:
-            failed = self._broken(error)
+            failed = self.failures.broken(error)
         if failed and not answer.done:  # raised here so that no other error becomes its context
             failed.__context__ = None
             raise failed
@@ -207,7 +188,7 @@ class Remote(Endpoint):
             connected.extend([event] if event == "connection.connect_tcp.started" else [])
 
         async def send(client: httpx.AsyncClient) -> httpx.Response:
-            url = f"{self._address}{path}"
+            url = f"{self.failures.address}{path}"
             message = client.build_request("POST", url, json=body, extensions={"trace": trace})
             response = await client.send(message, stream=True)
             stack.push_async_callback(response.aclose)
@@ -225,7 +206,7 @@ class Remote(Endpoint):
         """Name and data of each event; a stream that ends before the answer is done is an EndpointError."""
         failed, events = None, Events()
         if not response.is_success:
-            raise self._refusal(response, await self._page(response))
+            raise self.failures.refusal(response, await self._page(response))
         try:
             async with aclosing(_received(response, answer)) as pieces:
                 async for piece in pieces:
@@ -238,26 +219,20 @@ class Remote(Endpoint):
         except EndpointError:
             raise
         except Exception as error:
-            failed = self._broken(error)
+            failed = self.failures.broken(error)
         for name, data in events.feed(b"\n\n"):
             with suppress(ValueError):  # the connection ended within it
                 if name == "error" or objects(data):
                     yield name, data
         if failed or not (answer.done or answer.repeating):
             told = page(events.stray.encode(errors="replace")) if events.stray else answer.stray
-            raise failed or self._unfinished(response, told)
+            raise failed or self.failures.unfinished(response, told)
         answer.done = True
 
     def _refuse_garbled(self, events: Events, answer: RemoteAnswer) -> None:
         """What cannot be read in mid-answer may have been a part of it; before its first token it is a page."""
         if events.garbled and answer.made and not answer.done:
-            raise self._interrupted(events.stray)
-
-    def _interrupted(self, words: str) -> EndpointError:
-        """The error for what is no event in mid-answer, with which a part of it may be lost."""
-        if not all(character.isprintable() or character.isspace() for character in words):
-            return self._unreadable(words)
-        return self._error(CutError, page(words.encode(errors="replace")), "in mid-answer it said")
+            raise self.failures.interrupted(events.stray)
 
     async def _page(self, response: httpx.Response) -> bytes:
         """The body of a refusal, as far as it comes soon."""
@@ -278,71 +253,20 @@ class Remote(Endpoint):
             values = objects(data)
         except ValueError as error:
             if name != "error" and data.lstrip().startswith(("{", "[")):
-                raise self._unreadable(error) from None
+                raise self.failures.unreadable(error) from None
             if name != "error" and answer.made and not answer.done and normal(data) not in KEEP_ALIVE:
-                raise self._interrupted(data) from None
+                raise self.failures.interrupted(data) from None
             values, answer.stray = [data] * (name == "error"), data
         for value in values:
             found = error_in(value) if "error" in data else {}
             if found or name == "error":
-                raise self._error(CutError, found or value)
+                raise self.failures.error(CutError, found or value)
             if isinstance(value, dict):
                 if not value.get("choices") and "content" not in value:
                     answer.stray = error_words(value) or answer.stray or data * ("choices" not in value)
                 yield value
             elif value is not None:
-                raise self._unreadable(data)
-
-    def _quote(self, text: object, most: int = 60) -> str:
-        """A server's text, shortened and with the key redacted, for an error message."""
-        return redact(self._key, str(text))[:most]
-
-    def _error(self, kind: type[EndpointError], value: Any, what: str = "") -> EndpointError:
-        """An error in the server's own words, which `value` has in some shape."""
-        if is_filtered(value):
-            kind = FilteredError
-        told = self._quote(error_words(value) or (json.dumps(value) if value else ""), 300)
-        return kind(self.name, ": ".join(filter(None, [what, told])) or "an error")
-
-    def _refusal(self, response: httpx.Response, body: bytes) -> EndpointError:
-        """The error for a status that is no success."""
-        status, after = response.status_code, self._quote(response.headers.get("retry-after", ""))
-        after = f", Retry-After {after}{' s' if after.isdigit() else ''}" if after else ""
-        where = f" at {self._quote(response.url.copy_with(query=None), 100)}" if status in (404, 405) else ""
-        what = ": ".join(filter(None, [f"{status}{where}{after}", MEANING.get(status, "")]))
-        return self._error(RefusedError, page(body), what)
-
-    def _unfinished(self, response: httpx.Response, told: Any) -> EndpointError:
-        """The error for a stream that ended before its answer, or that is none."""
-        media = response.headers.get("content-type", "")
-        if media.split(";")[0].strip().lower() in STREAMS:
-            return self._error(CutError, told, "the stream ended without a finish reason")
-        return self._error(ProtocolError, told, f"it answered with {self._quote(media)}, not with a stream of events")
-
-    def _unreadable(self, error: object) -> ProtocolError:
-        return ProtocolError(self.name, f"it sent something unreadable: {self._quote(error, 80)}")
-
-    def _broken(self, error: Exception) -> EndpointError:
-        """The error for a failure of the transport, or for what nobody can read."""
-        name, what = self.name, self._quote(error, 200) or type(error).__name__
-        if isinstance(error, httpx.ConnectTimeout):
-            return RefusedError(name, f"it cannot be reached at {self._address}: no connection within its deadline")
-        if isinstance(error, httpx.TimeoutException):
-            return StalledError(name, "it sent nothing within its deadline")
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLWantReadError):
-                return RefusedError(name, f"TLS failed: {what}")
-            cause = cause.__cause__ or cause.__context__
-        if isinstance(error, httpx.ConnectError | httpx.UnsupportedProtocol | httpx.InvalidURL | httpx.ProxyError):
-            return RefusedError(name, f"it cannot be reached at {self._address}: {what}")
-        if isinstance(error, httpx.TooManyRedirects):
-            return RefusedError(name, f"it sends from one address to another: {what}")
-        if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in what and "closed" not in what:
-            return ProtocolError(name, f"it does not speak HTTP: {what}")
-        if isinstance(error, httpx.HTTPError | httpx.StreamError | OSError):
-            return CutError(name, f"the connection broke: {what}")
-        return self._unreadable(error)
+                raise self.failures.unreadable(data)
 
 
 async def _received(response: httpx.Response, answer: RemoteAnswer) -> AsyncGenerator[bytes, None]:

@@ -73,7 +73,7 @@ class LlamaServerEndpoint(LlamaEndpoint, Remote):
         verify = httpx.create_ssl_context(trust_env=False) if secure else False
         super().__init__(name, url, api_key, deadline_s, {"verify": verify, "trust_env": False})
         self._configure(temperature, top_p, stop, prefix_cache)
-        self.url, self.confirm_s = self._address, checks.positive(confirm_s, f"{name}: confirm_s")
+        self.url, self.confirm_s = self.failures.address, checks.positive(confirm_s, f"{name}: confirm_s")
         self.unconfirmed = self.estimated = 0
         self._mute_until = 0.0
         self._identify(*self._facts())
@@ -163,15 +163,15 @@ class LlamaServerEndpoint(LlamaEndpoint, Remote):
                     if len(raw) > LONGEST_EVENT or time.monotonic() > deadline:
                         raise ProtocolError(self.name, "its reply to a query does not end")
             if not response.is_success:
-                raise self._refusal(response, raw)
+                raise self.failures.refusal(response, raw)
             return read(json.loads(raw))
         except EndpointError:
             raise
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            failed = self._broken(error)
+            failed = self.failures.broken(error)
         except Exception as error:  # a reply of any other shape
             what = f"{self.url}{path} does not answer as a llama.cpp server does"
-            failed = ProtocolError(self.name, f"{what}: {self._quote(repr(error), 80)}")
+            failed = ProtocolError(self.name, f"{what}: {self.failures.quote(repr(error), 80)}")
         raise failed  # here, so that the server's text does not become its context
 
     def _facts(self) -> tuple[int, int]:
@@ -244,7 +244,7 @@ class _Answer(RemoteAnswer):
         name, why = self.endpoint.name, event.get("stop_type")
         why = why or next((one for one in ("eos", "word", "limit") if event.get(f"stopped_{one}")), None)
         if why not in ("eos", "word", "limit"):
-            raise CutError(name, f"it stopped for no known reason: {self.endpoint._quote(repr(why))}")
+            raise CutError(name, f"it stopped for no known reason: {self.endpoint.failures.quote(repr(why))}")
         held = (self._empty + [None] * made)[: max(0, made - (why == "eos"))]
         tokens = self._numbered(held, event["content"])
         self.made = self.index - self.first

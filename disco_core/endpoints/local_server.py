@@ -18,7 +18,8 @@ import httpx
 
 from disco_core import checks
 from disco_core.endpoints.base import non_negative_int
-from disco_core.endpoints.http import redact, secret
+from disco_core.endpoints.failures import redact
+from disco_core.endpoints.http import secret
 from disco_core.endpoints.llama_cpp import BATCH, model_file
 from disco_core.errors import InputError, RefusedError, StalledError
 

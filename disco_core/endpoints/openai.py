@@ -93,9 +93,9 @@ class OpenAIEndpoint(Remote):
         key = api_key or os.environ.get("OPENAI_API_KEY")
         name = f"openai:{checks.instance_of(model, str, 'model')}" if name is None else name
         super().__init__(name, url, key, deadline_s, {"trust_env": True, "follow_redirects": True})
-        self.model, self.base_url = model, self._address
+        self.model, self.base_url = model, self.failures.address
         host = f".{urlsplit(url).hostname}"
-        if self._key is None and host.endswith(".openai.com"):
+        if self.failures.key is None and host.endswith(".openai.com"):
             raise RefusedError(name, "no key: set OPENAI_API_KEY, or pass api_key")
         self._renamed = next((names for suffixes, names in RENAMED.items() if host.endswith(suffixes)), {})
         ways = get_args(Way)
