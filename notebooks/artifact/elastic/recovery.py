@@ -39,7 +39,7 @@ def recover(
     anchored: Sequence[int],
     *,
     rank: int | None,
-    ridge: float = 0.3,
+    ridge: float = 1.0,
     towards: str = "layer",
 ) -> tuple[Model, list[Layer | None]]:
     """A level of an ordered model with its down-projections corrected, and each layer's correction.

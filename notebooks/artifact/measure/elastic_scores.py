@@ -32,7 +32,7 @@ TASKS = ("ARC-Easy", "PIQA", "OpenBookQA")
 ANSWERS = "alpaca"
 STORED, ALIKE, ORDERED, FULL = "as stored", "in order, no anchors", "in order", "full"
 STREAM = ", towards the stream"  # the other target of the regression, tried at one level
-NEAREST = 80  # percent of the level that EL6 is about, and at which the other target is tried
+NEAREST = 80  # percent of the level that EL6 is about, and at which higher ranks and the other target are tried
 CONTEXT, THREADS = 512, 2
 COLUMNS = {
     "perplexity": ["percent", "method", "answer", "tokens", "nats"],
@@ -124,9 +124,9 @@ class Methods:
         """The names of the ways to make a level."""
         if percent == 100:
             return [STORED, ORDERED]
-        recovered = [*map(rank, self.settings.ranks), FULL]
-        more = [recovered[0] + STREAM, FULL + STREAM] if percent == nearest([*self.levels]) else []
-        return [STORED, ALIKE, ORDERED, *recovered, *more]
+        first, *others = map(rank, self.settings.ranks)
+        more = [*others, first + STREAM, FULL + STREAM] if percent == nearest([*self.levels]) else []
+        return [STORED, ALIKE, ORDERED, first, FULL, *more]
 
     def files(self, percent: int, method: str) -> tuple[Path, Path | None]:
         """The file of a level made in one way, and its adapter or None."""
@@ -200,7 +200,7 @@ class Methods:
 
 def pieces(levels: int, ranks: int) -> int:
     """How many pieces an evaluation has."""
-    return 4 + (levels - 1) * (4 + ranks) + len(TASKS) * (2 * levels - 1)
+    return 3 + ranks + 5 * (levels - 1) + len(TASKS) * (2 * levels - 1)
 
 
 def evaluate(run: Run, levels: Mapping[int, Level], shapes: Mapping[int, Shape], anchors: Sequence[int]) -> Tables:

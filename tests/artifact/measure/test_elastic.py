@@ -58,8 +58,8 @@ def test_the_ways_to_make_a_level_are_named_and_counted():
     settings = SimpleNamespace(ranks=[8, 16])
     methods = Methods(None, levels, {}, [], settings)
     assert methods.of(100) == [STORED, ORDERED]
-    assert methods.of(40) == ["as stored", "in order, no anchors", "in order", "rank 8", "rank 16", "full"]
-    assert methods.of(81)[6:] == ["rank 8, towards the stream", "full, towards the stream"]
+    assert methods.of(40) == ["as stored", "in order, no anchors", "in order", "rank 8", "full"]
+    assert methods.of(81) == [*methods.of(40), "rank 16", "rank 8, towards the stream", "full, towards the stream"]
     per_level = sum(len(methods.of(percent)) for percent in levels)
     assert elastic_scores.pieces(len(levels), 2) == per_level + 3 * (1 + 2 + 2)
     assert elastic_scores.nearest([100, 90, 79, 40]) == 79
