@@ -1,9 +1,11 @@
 """ElastiLM (arXiv 2409.09071): one model in many sizes, and the size that answers chosen for each request.
 
-`levels` reads the sizes that were made offline, `endpoint` serves them.
+`levels` reads the sizes that were made offline, `endpoint` serves them, `decision` chooses one for each request, and
+how much of the prompt is kept.
 """
 
+from disco_core.systems.elastic.decision import Classifier, LatencyModel, Objective, Pair
 from disco_core.systems.elastic.endpoint import ElasticEndpoint
 from disco_core.systems.elastic.levels import Level, load_levels
 
-__all__ = ["ElasticEndpoint", "Level", "load_levels"]
+__all__ = ["Classifier", "ElasticEndpoint", "LatencyModel", "Level", "Objective", "Pair", "load_levels"]
