@@ -19,8 +19,8 @@ whole model, as the objectives of ElastiLM are shares of the whole model's laten
 If the server is constrained, its share does not depend on the device's speed, and both readings are the same.
 
 **Moving up.** The whole model may continue an answer that a smaller level began, by DiSCo's own rule: as soon as the
-buffer covers its prefill of prompt and generated tokens, during which the level pauses (`move_up_rule`). As the target
-of every hand-over the device uses the whole model, since the buffer covers its prefill.
+buffer covers its prefill of prompt and generated tokens, during which the level pauses (`move_up_rule`). As the
+target of every hand-over the device uses the whole model, since the buffer covers its prefill.
 """
 
 from collections.abc import Mapping
