@@ -2,7 +2,8 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ class ElasticStudy:
     nats         growth of the loss of each level in nats per token, if it is known
     tail         alpha of DiSCo-D
     seed         of every draw
+    equal_work   whether a constrained device is also planned at equal prefill work
     """
 
     prompts: LengthDistribution
@@ -93,6 +95,7 @@ class ElasticStudy:
     tail: float = 0.05
     seed: int = 0
     constraints: Sequence[Constraint] = tuple(Constraint)
+    equal_work: bool = True
 
     def __post_init__(self) -> None:
         checks.count(self.requests, "requests")
@@ -121,17 +124,15 @@ class ElasticStudy:
         requests, served, planned = traces.streams(self.seed, 0, 3)
         load = Workload.sample(self.requests, self.prompts, self.outputs, np.random.default_rng(requests))
         ttft_s = service.ttft.sample(self.requests, np.random.default_rng(served))
-        server = scenario.server(service.ttft)
+        race = partial(simulate, load, server=scenario.server(service.ttft), ttft_s=ttft_s)
         for constraint, b, (name, whole) in itertools.product(self.constraints, self.budgets, self.devices.items()):
             keys = {"service": service.name, "device": name, "constrained": constraint.value, "b": b}
-            plan = plan_disco(constraint, self.prompts, service.ttft, b, tail=self.tail)
-            plans = [(WHOLE, plan, ElasticDevice({100: whole}, [1], [100]))]
-            for policy, plan, device in plans:
-                race = simulate(load, plan, server, device, ttft_s=ttft_s, rng=np.random.default_rng(planned))
-                found = {"mean_s": float(race.ttft_s.mean()), "p99_s": p99(race.ttft_s), "used": race.budget_used}
-                yield keys | {"policy": policy} | found | self._levels(race, device, service, constraint)
-                if policy == WHOLE:
-                    plans += self._elastic(plan, whole, service, self.objective * found["p99_s"])
+            disco = plan_disco(constraint, self.prompts, service.ttft, b, tail=self.tail)
+            alone = race(plan=disco, device=whole, rng=np.random.default_rng(planned))
+            yield keys | {"policy": WHOLE} | self._summary(alone, ElasticDevice({100: whole}, [1], [100]), service)
+            for policy, plan, device in self._elastic(disco, whole, service, self.objective * p99(alone.ttft_s)):
+                found = race(plan=plan, device=device, rng=np.random.default_rng(planned))
+                yield keys | {"policy": policy} | self._summary(found, device, service)
 
     def _elastic(
         self, plan: DispatchPlan, whole: DeviceProfile, service: traces.Service, deadline_s: float
@@ -139,18 +140,17 @@ class ElasticStudy:
         """The plans with an elastic device: at equal prompt tokens and, where that is another plan, at equal work."""
         levels = scaled_levels(whole, self.prefill, self.decode)
         yield ELASTIC, plan, elastic_device(levels, plan, self.prompts, deadline_s)
-        if plan.constraint is Constraint.DEVICE:
+        if self.equal_work and plan.constraint is Constraint.DEVICE:
             yield WORK, *plan_prefill_work(levels, self.prompts, service.ttft, plan.budget, deadline_s, self.tail)
 
-    def _levels(
-        self, race: Result, device: ElasticDevice, service: traces.Service, constraint: Constraint
-    ) -> dict[str, float]:
-        """What the levels of a race prefill and generate: work, begun, again, tokens_* and nats_*."""
-        prompt, output = race.load.prompt_tokens, race.load.output_tokens
+    def _summary(self, race: Result, device: ElasticDevice, service: traces.Service) -> dict[str, float]:
+        """The columns of `run` for one race."""
+        prompt, output, constraint = race.load.prompt_tokens, race.load.output_tokens, race.plan.constraint
         level = device.level(prompt)
         begun = (race.winner == End.DEVICE) & (level < 100)
         work = prompt * _by_percent(self.prefill)[level] @ race.device_started / prompt.sum()
-        found = {"work": float(work), "begun": float(begun.mean())}
+        found = {"mean_s": float(race.ttft_s.mean()), "p99_s": p99(race.ttft_s), "used": race.budget_used}
+        found |= {"work": float(work), "begun": float(begun.mean())}
         rules: dict[str, MigrationRule | None] = {"stays": None, "up": move_up_rule(device, self.outputs)}
         if constraint is Constraint.DEVICE:
             prices = scenario.cost_model(service, constraint)
@@ -158,7 +158,7 @@ class ElasticStudy:
         for move in MOVES:
             tokens = np.full(len(output), np.nan)
             if move in rules:
-                tokens = begun * begun_tokens(race, device, rules[move])
+                tokens = begun * begun_tokens(race, device, rules[move]) if begun.any() else np.zeros(len(output))
             found[f"tokens_{move}"] = float(tokens.sum() / output.sum())
             if self.nats is not None:
                 found[f"nats_{move}"] = float(tokens @ _by_percent(self.nats)[level] / output.sum())
@@ -186,20 +186,19 @@ def pairs(runs: pd.DataFrame, policy: str = ELASTIC) -> pd.DataFrame:
     return table.reset_index()
 
 
-def frontier(
-    study: ElasticStudy, services: Mapping[str, traces.Service], objectives: Iterable[float]
-) -> pd.DataFrame:
-    """Medians over all pairs of a constraint, for each objective: P99 cut in percent, and the loss by answers' move.
+def frontier(runs: Mapping[float, pd.DataFrame]) -> pd.DataFrame:
+    """Medians over all pairs of a constraint, for the runs of each objective and each value of MOVES.
 
-    Returns constrained, objective, move (one of MOVES' values), p99_cut, tokens (percent) and, if known, nats.
+    Returns constrained, objective, move, p99_cut (percent), tokens (that smaller levels generate, percent) and, if it
+    is known, nats.
     """
     rows = []
-    for objective in objectives:
-        table = pairs(replace(study, objective=objective).run(services))
-        for (constrained, part), (end, move) in itertools.product(table.groupby("constrained"), MOVES.items()):
-            row = {"constrained": constrained, "objective": objective, "move": move}
-            row |= {"p99_cut": part.p99_cut.median(), "tokens": 100 * part[f"tokens_{end}"].median()}
-            rows.append(row | ({"nats": part[f"nats_{end}"].median()} if study.nats is not None else {}))
+    for objective, table in runs.items():
+        medians = pairs(table).groupby("constrained").median(numeric_only=True)
+        for (constrained, row), (end, move) in itertools.product(medians.iterrows(), MOVES.items()):
+            found = {"constrained": constrained, "objective": objective, "move": move, "p99_cut": row.p99_cut}
+            found |= {"tokens": 100 * row[f"tokens_{end}"]}
+            rows.append(found | ({"nats": row[f"nats_{end}"]} if f"nats_{end}" in row else {}))
     return pd.DataFrame(rows).dropna(subset="tokens").reset_index(drop=True)
 
 

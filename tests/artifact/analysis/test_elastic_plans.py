@@ -105,8 +105,11 @@ def test_pairs_are_averaged_over_budgets(runs):
 
 
 def test_a_looser_objective_cuts_less_and_loses_less():
-    study = replace(STUDY, budgets=(0.5,), requests=1000)
-    found = elastic_plans.frontier(study, {SERVICE.name: SERVICE}, (1.0, 0.6, 0.2))
+    study = replace(STUDY, budgets=(0.5,), requests=1000, equal_work=False)
+    objectives = (1.0, 0.6, 0.2)
+    runs = {one: replace(study, objective=one).run({SERVICE.name: SERVICE}) for one in objectives}
+    assert set(runs[0.6].policy) == {WHOLE, ELASTIC}
+    found = elastic_plans.frontier(runs)
     assert len(found) == 3 * (3 + 2)
     for _, part in found.groupby(["constrained", "move"]):
         for column in ("p99_cut", "tokens", "nats"):
