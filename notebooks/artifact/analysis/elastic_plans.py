@@ -43,7 +43,8 @@ MOVES = {"stays": STAYS, "up": UP, "server": SERVER}  # what happens to an answe
 
 def speeds(percents: Iterable[int], head_share: float) -> tuple[dict[int, float], dict[int, float]]:
     """Times of each level over the whole model's: m to prefill a token, h + (1 - h) m to generate one."""
-    h, shares = checks.fraction(head_share, "head_share"), {percent: percent / 100 for percent in percents}
+    h = checks.fraction(head_share, "head_share")
+    shares = {percent: checks.number(percent, "a level", 0, 100, above=True) / 100 for percent in percents}
     return shares, {percent: h + (1 - h) * m for percent, m in shares.items()}
 
 

@@ -147,3 +147,8 @@ def test_without_a_measurement_the_loss_is_not_known(tmp_path):
 def test_a_mistake_is_one_clear_line(other, said):
     with pytest.raises(dc.InputError, match=said):
         replace(STUDY, **other)
+
+
+def test_a_level_is_a_percent():
+    with pytest.raises(dc.InputError, match="a level must be finite and above 0, got 0"):
+        elastic_plans.speeds((100, 0), 0.31)
