@@ -161,14 +161,14 @@ class LatencyModel:
         return first, np.broadcast_to(whole.decode_rate / decode_rate, first.shape)
 
     def meets(self, prompt_tokens: ArrayLike, objective: Objective, protected: ArrayLike = 0) -> NDArray[np.bool_]:
-        """Which pairs meet an objective for prompts of each length, shape (n, pairs).
+        """Which pairs keep to an objective's TTFT, and which to its TPOT, for n prompts; shape (2, n, pairs).
 
         The whole model with the whole prompt meets every objective of at least <1, 1>, since it needs no decision.
         """
-        first, token = self.ratios(prompt_tokens, protected)
         limit = 1 + _ROUNDING
-        met = (first <= objective.ttft * limit) & (token <= objective.tpot * limit)
-        met[:, self.pairs.index(Pair(1.0, WHOLE))] |= min(objective.ttft, objective.tpot) >= 1
+        first, token = self.ratios(prompt_tokens, protected)
+        met = np.stack([first <= objective.ttft * limit, token <= objective.tpot * limit])
+        met[:, :, self.pairs.index(Pair(1.0, WHOLE))] |= min(objective.ttft, objective.tpot) >= 1
         return met
 
     def feasible(self, l: int, objective: Objective, protected: int = 0) -> list[Pair]:
@@ -176,7 +176,8 @@ class LatencyModel:
 
         InputError, which names the least ratios there are, if none does.
         """
-        met = self.meets(checks.count(l, "l"), objective, protected)[0]
+        (first_met,), (token_met,) = self.meets(checks.count(l, "l"), objective, protected)
+        met = first_met & token_met
         if not met.any():
             first, token = (ratio.min() for ratio in self.ratios(l, protected))
             raise InputError(
