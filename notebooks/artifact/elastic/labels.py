@@ -3,6 +3,10 @@
 Whether the answer is right has been tried for every question and pair. For each question and objective the label is
 the lightest feasible pair whose answer is right (Yin et al., 2024). Their released code keeps another one, the last
 right one that it tries, which `LAST_RIGHT` is.
+
+With options to choose from, some answers are right by chance, and of 80 pairs a very light one is nearly always
+among them. Such labels say little of what a pair is good for. `train_right` has no labels: it estimates how likely
+each pair is to be right, from all answers together.
 """
 
 from collections.abc import Sequence
@@ -14,7 +18,15 @@ from numpy.typing import NDArray
 
 from artifact.errors import ArtifactError
 from disco_core.checks import Floats, Ints
-from disco_core.systems.elastic.decision import FEATURES, Classifier, LatencyModel, Objective, Pair, weight
+from disco_core.systems.elastic.decision import (
+    FEATURES,
+    WHOLE,
+    Classifier,
+    LatencyModel,
+    Objective,
+    Pair,
+    weight,
+)
 
 LIGHTEST_RIGHT, LAST_RIGHT = "lightest right", "last right"
 PROMPT_FEATURES = FEATURES[:4]  # the others are the objective
@@ -139,3 +151,33 @@ def train_on(
         features.append(some.with_objective(objective))
         found.append(labels(some, feasible[possible], rule))
     return train(np.vstack(features), np.concatenate(found), outcomes.pairs)
+
+
+def train_right(outcomes: Outcomes) -> Classifier:
+    """One logistic regression of `right` over all questions and pairs; a pair's score is the log odds of being right.
+
+    Its terms are p, m, their squares and their product, the features of the prompt, and these times p and times m.
+    The objective is no feature: it only limits the choice.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    if len(np.unique(outcomes.right)) < 2:
+        raise ArtifactError("of all answers some must be right and some wrong, to estimate which are likely right")
+    p, m = np.array(outcomes.pairs).T / [[1], [WHOLE]]
+    mean, spread = outcomes.features.mean(0), outcomes.features.std(0)
+    scale = np.where(spread > 0, spread, 1.0)
+    each = np.repeat((outcomes.features - mean) / scale, p.size, axis=0)
+    alone = np.column_stack([p, m, p * p, m * m, p * m])
+    p_of, m_of = (np.tile(one, len(outcomes.tokens))[:, None] for one in (p, m))
+    terms = np.hstack([np.tile(alone, (len(outcomes.tokens), 1)), each, each * p_of, each * m_of])
+    fitted = LogisticRegression(max_iter=5000).fit(terms, outcomes.right.ravel())
+    of_pair, plain, by_p, by_m = np.split(fitted.coef_[0], [5, 5 + mean.size, 5 + 2 * mean.size])
+    weights = plain + np.outer(p, by_p) + np.outer(m, by_m)
+    unused = len(FEATURES) - mean.size
+    return Classifier(
+        outcomes.pairs,
+        np.pad(weights, ((0, 0), (0, unused))),
+        fitted.intercept_ + alone @ of_pair,
+        np.pad(mean, (0, unused)),
+        np.pad(scale, (0, unused), constant_values=1.0),
+    )

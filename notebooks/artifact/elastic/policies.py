@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from artifact.elastic.labels import LIGHTEST_RIGHT, Bools, Outcomes, labels, train_on
+from artifact.elastic.labels import LIGHTEST_RIGHT, Bools, Outcomes, labels, train_on, train_right
 from artifact.errors import ArtifactError
 from disco_core.checks import Ints
 from disco_core.systems.elastic.decision import WHOLE, Classifier, LatencyModel, Objective, Pair
@@ -18,7 +18,8 @@ from disco_core.systems.elastic.decision import WHOLE, Classifier, LatencyModel,
 Policy = Callable[[Outcomes, Bools, Objective], Ints]
 
 WHOLE_ALWAYS, PROMPT_ONLY, MODEL_ONLY = "whole model and prompt", "prompt only", "model only"
-RANDOM, FIXED, ORACLE, OURS = "random feasible", "best fixed (p, m)", "oracle", "classifier"
+RANDOM, FIXED, ORACLE = "random feasible", "best fixed (p, m)", "oracle"
+OURS, LIKELIEST = "classifier of labels", "most likely right"
 
 
 def whole(outcomes: Outcomes, meets: Bools, objective: Objective) -> Ints:
@@ -109,6 +110,7 @@ def compare(
         RANDOM: (random_feasible(rng), scored),
         FIXED: (best_fixed(calibration), scored),
         OURS: (classified(train_on(calibration, latency, objectives, rule)), latency),
+        LIKELIEST: (classified(train_right(calibration)), latency),
         ORACLE: (oracle, latency),
     }
     rows = []

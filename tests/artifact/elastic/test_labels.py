@@ -3,11 +3,20 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import disco_core as dc
-from artifact.elastic.labels import LAST_RIGHT, LIGHTEST_RIGHT, PROMPT_FEATURES, Outcomes, labels, train, train_on
+from artifact.elastic.labels import (
+    LAST_RIGHT,
+    LIGHTEST_RIGHT,
+    PROMPT_FEATURES,
+    Outcomes,
+    labels,
+    train,
+    train_on,
+    train_right,
+)
 from artifact.errors import ArtifactError
 from disco_core.systems.elastic import LatencyModel, Objective, Pair
 from tests.helpers.outcomes import LATENCY, LEVELS, PAIRS, SHARES, outcomes_of
@@ -112,6 +121,31 @@ def test_what_features_tell_is_learnt_and_infeasible_choices_become_the_best_fea
     )
 
 
+@settings(max_examples=15)
+@given(st.integers(0, 2**32 - 1))
+def test_the_score_of_a_pair_is_the_log_odds_of_one_regression(seed):
+    """Against scikit-learn's own polynomial terms, fitted to one row per question and pair."""
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(seed)
+    features = rng.normal(2, 3, size=(12, 4)) * [1, 1, 1, 0]  # one that never changes
+    right = rng.random((12, 9)) < 0.5
+    right[0, :2] = [True, False]
+    outcomes = outcomes_of(right.tolist(), features=features)
+    shifted = (outcomes.features - outcomes.features.mean(0)) / [*outcomes.features.std(0)[:3], 1]
+
+    def terms(x, pair):
+        p, m = pair.p, pair.m / 100
+        return [p, m, p**2, m**2, p * m, *x, *(p * x), *(m * x)]
+
+    rows = [terms(x, pair) for x in shifted for pair in outcomes.pairs]
+    fitted = LogisticRegression(max_iter=5000).fit(rows, outcomes.right.ravel())
+    one = train_right(outcomes)
+    assert one.pairs == outcomes.pairs
+    found = one.scores(outcomes.with_objective(Objective(rng.random() + 0.1, 0.5)))
+    assert found.ravel() == pytest.approx(fitted.decision_function(rows), abs=1e-3)
+
+
 # --- bad input
 
 
@@ -143,6 +177,7 @@ def test_a_label_without_a_feasible_pair_or_by_another_rule_is_refused():
         "no pair (p, m) is feasible for some questions, which can have no label"
     )
     assert refused(lambda: labels(outcomes, ~nothing, "first")).startswith("rule must be 'lightest right' or 'last")
+    assert refused(lambda: train_right(outcomes)).startswith("of all answers some must be right and some wrong")
     assert refused(lambda: train_on(outcomes, LATENCY, [Objective(0.01, 1)])).startswith(
         "a classifier needs at least"
     )

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifact.elastic import policies
@@ -95,11 +95,13 @@ def test_every_feasible_pair_is_drawn_as_often():
     assert np.abs(counts[feasible] - expected).max() < 5 * math.sqrt(expected)
 
 
+@settings(max_examples=25)
 @given(tables, tables, latencies, st.integers(0, 9))
 def test_what_is_compared_is_counted_over_the_same_questions(table, calibration_table, latency, seed):
-    calibration, test = of([*calibration_table, ([True] * 9, 300)], first=50), of(table)
+    calibration = of([*calibration_table, ([True] * 9, 300), ([False] * 9, 300)], first=50)
+    test = of(table)
     found = policies.compare(calibration, test, latency, OBJECTIVES, rng=np.random.default_rng(seed))
-    assert len(found) == 7 * len(OBJECTIVES)
+    assert len(found) == 8 * len(OBJECTIVES)
     for objective in OBJECTIVES:
         some = found[(found.ttft == objective.ttft) & (found.tpot == objective.tpot)].set_index("policy")
         possible = [i for i, row in enumerate(np.logical_and(*test.meets(latency, objective))) if row.any()]
@@ -114,7 +116,7 @@ def test_what_is_compared_is_counted_over_the_same_questions(table, calibration_
         feasible = np.logical_and(*test.meets(latency, objective))[possible]
         best = (test.right[possible] & feasible).any(1).mean()
         assert some.accuracy[policies.ORACLE] == pytest.approx(best)
-        for policy in (policies.RANDOM, policies.FIXED, policies.OURS, policies.ORACLE):
+        for policy in (policies.RANDOM, policies.FIXED, policies.OURS, policies.LIKELIEST, policies.ORACLE):
             assert some.met[policy] == 1
         assert some.accuracy[policies.OURS] <= some.accuracy[policies.ORACLE]
 
@@ -124,7 +126,11 @@ def test_a_policy_pays_only_for_what_it_uses():
     outcomes = of([([True] * 9, 100)])
     latency = LatencyModel(LEVELS, scoring_s=(0.0, 0.005), decision_s=0.1, shares=SHARES)
     found = policies.compare(
-        of([([True] * 9, 100)], first=9), outcomes, latency, [Objective(0.7, 1)], rng=np.random.default_rng(0)
+        of([([True] * 8 + [False], 100)], first=9),
+        outcomes,
+        latency,
+        [Objective(0.7, 1)],
+        rng=np.random.default_rng(0),
     ).set_index("policy")
     assert found.m[policies.MODEL_ONLY] == 60  # of a TTFT of 0.6 s
     assert found.p[policies.PROMPT_ONLY] == 0.2  # of 0.2 s and 0.5 s for the scores
@@ -147,6 +153,22 @@ def test_what_is_learnt_beats_every_fixed_pair():
         *halves, LATENCY, [Objective(0.8, 0.8)], rng=np.random.default_rng(0), rule=LAST_RIGHT
     ).set_index("policy")
     assert other.accuracy[policies.OURS] > 0.95  # one right pair of each is its lightest and its last
+
+
+def test_what_is_right_by_chance_misleads_labels_but_not_the_estimate():
+    """More of the prompt and a larger level are right more often, and every fourth answer is right by chance."""
+    rng = np.random.default_rng(0)
+    knows = np.array([0.6 * pair.p**0.5 * (pair.m / 100) ** 0.5 for pair in PAIRS])
+
+    def drawn(count, first):
+        right = (rng.random((count, 1)) < knows) | (rng.random((count, 9)) < 0.25)
+        return outcomes_of(right.tolist(), features=rng.normal(size=(count, 4)), first=first)
+
+    found = policies.compare(drawn(300, 0), drawn(2000, 1000), LATENCY, [Objective(1, 1)], rng=rng)
+    accuracy = found.set_index("policy").accuracy
+    assert accuracy[policies.LIKELIEST] > accuracy[policies.OURS] + 0.1
+    assert accuracy[policies.LIKELIEST] == pytest.approx(accuracy[policies.WHOLE_ALWAYS], abs=0.02)
+    assert accuracy[policies.ORACLE] > accuracy[policies.WHOLE_ALWAYS] + 0.15
 
 
 def test_sets_that_share_a_question_or_differ_in_their_pairs_are_refused():
