@@ -199,9 +199,10 @@ def features(scores: Floats, unknown: float, objective: Objective) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Classifier:
-    """A multinomial logistic regression from features to pairs, as arrays.
+    """Linear scores of pairs by the features of a request, as logistic regression gives them, as arrays.
 
-    pairs          the classes
+    pairs          the classes, between which a multinomial regression decides, or the pairs that one regression of
+                   right and wrong answers compares
     weights        shape (classes, features), of features that are shifted and scaled
     biases         shape (classes,)
     mean, scale    of the features it was trained on, each of shape (features,)

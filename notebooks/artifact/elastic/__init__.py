@@ -1,2 +1,1 @@
-"""ElastiLM's offline part: order the units of a model by importance, cut levels, recover what was cut,
-and train the choice between them."""
+"""ElastiLM's offline part: order units by importance, cut levels, recover what was cut, train the decision."""

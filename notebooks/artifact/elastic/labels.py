@@ -4,9 +4,9 @@ Whether the answer is right has been tried for every question and pair. For each
 the lightest feasible pair whose answer is right (Yin et al., 2024). Their released code keeps another one, the last
 right one that it tries, which `LAST_RIGHT` is.
 
-With options to choose from, some answers are right by chance, and of 80 pairs a very light one is nearly always
-among them. Such labels say little of what a pair is good for. `train_right` has no labels: it estimates how likely
-each pair is to be right, from all answers together.
+Where a question has options, some answers are right by chance, and of many pairs a very light one nearly always is.
+So these labels say little about what a pair is good for. `train_right` needs no labels: it estimates how likely each
+pair is to be right, from all answers together.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """Policies that choose (p, m) for each question, compared by looking up which answers were right.
 
-Every policy is a function of the test questions, of which pairs keep to the objective, and of the objective; it
-returns the index of a pair for each question. What a policy needs of scores and of a decision it also pays for.
+A policy is a function of the test questions, of the mask of pairs that keep to the objective, and of the objective.
+It returns the index of a pair for each question. The TTFT of its pairs includes scoring, decision and switching only
+as far as the policy uses them.
 """
 
 from collections.abc import Callable, Sequence
