@@ -162,6 +162,14 @@ class DeviceProfile:
         """`T_d(l) = l / prefill_rate + startup` in seconds, same shape as the lengths."""
         return checks.seconds(prompt_tokens, "prompt_tokens", unit=" tokens") / self.prefill_rate + self.startup
 
+    def token_s(self, prompt_tokens: ArrayLike) -> Floats:
+        """Seconds from token to token of an answer to a prompt of each length, same shape: the same for all."""
+        return np.full(np.shape(prompt_tokens), 1 / self.decode_rate)
+
+    def takeover_s(self, prefilled: ArrayLike) -> Floats:
+        """t_m in seconds, when the device takes over an answer: `T_d(l + n)`, same shape as the tokens prefilled."""
+        return self.ttft(prefilled)
+
     @classmethod
     def fit(cls, prompt_tokens: ArrayLike, ttft_s: ArrayLike, decode_rate: float) -> "DeviceProfile":
         """Least squares of measured TTFT on prompt length, both of shape (trials,).

@@ -208,12 +208,12 @@ def _answers(
     n = np.arange(1, int(length.max()) + 1)
     gap = np.array([1 / server.decode_rate, 1 / device.decode_rate])
     # summed token by token, as a clock advances, so that a live stream has exactly the same times
-    steps = np.where(n == 1, first_s, gap[winner])
+    steps = np.where(n == 1, first_s, np.where(winner == End.DEVICE, device.token_s(prompt), gap[End.SERVER]))
     moves = rule.moves(prompt, n, np.cumsum(steps, axis=1) - first_s) & (n < length)
     if rule.target is not None:
         moves &= winner != rule.target
     at = np.where(moves.any(axis=1), moves.argmax(axis=1) + 1, 0)[:, None]
-    takeover = takeover_s[rows, None] if rule.target is End.SERVER else device.ttft(prompt + np.maximum(at, 1))
+    takeover = takeover_s[rows, None] if rule.target is End.SERVER else device.takeover_s(prompt + np.maximum(at, 1))
     after = np.where(n == at + 1, takeover, gap[1 - winner])
     generated = np.cumsum(np.where((at > 0) & (n > at), after, steps), axis=1)
     due = first_s + (n - 1) / rule.reading_rate

@@ -39,6 +39,20 @@ def test_dispatch_beats_random_dispatch_within_the_budget(quick):
             assert "this machine" not in path.read_text()
 
 
+def test_an_elastic_device_is_never_slower_and_its_answers_lose_less_when_they_move_up(quick):
+    pairs = pd.read_csv(quick / "elastic_disco_pairs.csv")
+    assert len(pairs) == 4 * 3 * 2
+    assert (pairs.tokens_up < pairs.tokens_stays).all()
+    points = pd.read_csv(quick / "elastic_disco_budget.csv").pivot(
+        index=["service", "device", "constrained", "b"], columns="policy", values=["mean_s", "p99_s", "used"]
+    )
+    assert len(points) == 4 * 3 * 2 * 9
+    for value in ("mean_s", "p99_s"):
+        assert (points[value]["DiSCo, elastic"] <= points[value]["DiSCo"]).all()
+    assert (points.used["DiSCo, elastic"] == points.used["DiSCo"]).all()
+    assert verdicts(quick, "elastic_disco") == {"EL8": claims.PASS}
+
+
 def render(stem, folder, **given):
     """Run a notebook as `make quick` does, its exhibits into a folder."""
     run(stem, folder, **common(stem, {"quick": True, "out": str(folder)}), **given)

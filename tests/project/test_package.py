@@ -16,7 +16,7 @@ CORE = ("latency", "workload", "cost", "dispatch", "delivery", "simulate", "queu
 WITH_EXAMPLES = [
     *(f"disco_core.{name}" for name in CORE),
     "disco_core.systems.pd_device.timing",
-    "disco_core.systems.pd_device.refine",
+    "disco_core.systems.compression",
     "artifact.analysis.quality",
     "artifact.measure.judge",
 ]

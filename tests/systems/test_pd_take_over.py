@@ -9,7 +9,7 @@ from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
 import disco_core as dc
-from disco_core.systems.pd_device.refine import kept_tokens
+from disco_core.systems.compression import kept_tokens
 from disco_core.systems.pd_device.take_over import TakeOver, plan_together
 from disco_core.systems.pd_device.timing import choose, simulate_pd
 from tests.helpers.clock import run

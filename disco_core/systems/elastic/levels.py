@@ -6,7 +6,6 @@ A level is named by the share of the parent's block weights that it has, in perc
 count. An adapter, if a level has one, is a file with its own sha256 that is loaded and applied with it.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from disco_core.errors import InputError
+from disco_core.systems.model_arrays import as_path, file_sha256
 
 MANIFEST = "levels.json"
 REMEDY = "make the levels again"
@@ -39,11 +39,11 @@ def load_levels(folder: Path | str, parent: Path | str | None = None) -> dict[in
     parent   the model they must have been cut from; None: whichever it was
     InputError, which names the file, if the manifest or a level is missing, changed, or of another parent.
     """
-    folder = _path(folder, "folder")
+    folder = as_path(folder, "folder")
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         made_from, listed = str(manifest["parent"]["sha256"]), list(manifest["levels"])
-        if parent is not None and _sha256(_path(parent, "parent")) != made_from:
+        if parent is not None and file_sha256(as_path(parent, "parent")) != made_from:
             raise InputError(f"the levels in {folder} were cut from another model than {Path(parent).name}; {REMEDY}")
         levels = [_level(folder, one) for one in listed]
     except InputError:
@@ -61,12 +61,6 @@ def load_levels(folder: Path | str, parent: Path | str | None = None) -> dict[in
     return found
 
 
-def _path(value: Any, name: str) -> Path:
-    if not isinstance(value, str | Path):
-        raise InputError(f"{name} must be a path, got {value!r:.80}")
-    return Path(value)
-
-
 def _level(folder: Path, listed: Mapping[str, Any]) -> Level:
     share, adapter = float(listed["share"]), listed.get("adapter")
     if not 0 < share <= 1:
@@ -77,11 +71,6 @@ def _level(folder: Path, listed: Mapping[str, Any]) -> Level:
 
 def _verified(folder: Path, listed: Mapping[str, Any]) -> Path:
     path = folder / str(listed["file"])
-    if _sha256(path) != listed["sha256"]:
+    if file_sha256(path) != listed["sha256"]:
         raise InputError(f"{path} is not the level that was made: its sha256 differs; {REMEDY}")
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

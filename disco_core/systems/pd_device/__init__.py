@@ -3,7 +3,7 @@
 `timing` holds the formulas and their simulator, `refine` the shorter prompt, `take_over` the rule of the live stream.
 """
 
-from disco_core.systems.pd_device.refine import keep, kept_tokens, protected_spans, self_information
+from disco_core.systems.compression import keep, kept_tokens, protected_spans, self_information
 from disco_core.systems.pd_device.take_over import TakeOver, plan_together
 from disco_core.systems.pd_device.timing import (
     Answers,

@@ -27,7 +27,7 @@ from disco_core.checks import Floats, Ints
 from disco_core.cost import Ledger
 from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile
-from disco_core.systems.pd_device.refine import kept_tokens
+from disco_core.systems.compression import kept_tokens
 from disco_core.workload import Workload
 
 Bools = NDArray[np.bool_]

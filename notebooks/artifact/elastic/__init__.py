@@ -1,1 +1,1 @@
-"""ElastiLM's offline part: order the units of a model by importance, cut levels, and recover what was cut."""
+"""ElastiLM's offline part: order units by importance, cut levels, recover what was cut, train the decision."""

@@ -47,7 +47,7 @@ from disco_core.latency import DeviceProfile
 from disco_core.live.stream import stream
 from disco_core.migration import MigrationRule, Rule
 from disco_core.record import LATE
-from disco_core.systems.pd_device.refine import keep, protected_spans, self_information
+from disco_core.systems.compression import keep, protected_spans, self_information
 from disco_core.systems.pd_device.take_over import TakeOver, plan_together
 
 Rows = list[dict[str, Any]]

@@ -46,7 +46,7 @@ from disco_core.endpoints.llama_cpp import BATCH, LlamaCppEndpoint
 from disco_core.errors import InputError
 from disco_core.live.stream import stream
 from disco_core.migration import HAND_OVER, STAY, AnyPrompt, Decision, Rule, StreamState
-from disco_core.systems.pd_device.refine import protected_spans, self_information
+from disco_core.systems.compression import protected_spans, self_information
 
 if TYPE_CHECKING:
     from llama_cpp import Llama

@@ -39,6 +39,8 @@ POLICIES: dict[str, tuple[str, Any, str]] = {
     "Stoch": ("#de8f05", "--", "v"),
     "Stoch+": ("#cc78bc", ":", "^"),  # the reading that favours the baseline: the other endpoint always
     "DiSCo": ("#0173b2", "-", "o"),
+    "DiSCo, elastic": ("#d55e00", "--", "^"),
+    "DiSCo, elastic, equal work": ("#56b4e9", ":", "X"),
     "cloud only": ("#949494", "-.", "s"),
     "P/D-Device": ("#029e73", (0, (4, 1, 1, 1)), "P"),
     "P/D-Device, refined": ("#5fc9a5", (0, (1, 2)), "X"),
