@@ -11,7 +11,7 @@ COMMITTED := $(if $(filter build,$(B)),figures)
 MEASURED := data/measured
 QUICK := False
 OF_MEASURED := endpoints dispatch migration live pd_device elastic quality overhead
-STEMS := $(OF_MEASURED) campaign system traces qoe arrivals prediction sensitivity costs chat summary
+STEMS := $(OF_MEASURED) elastic_disco campaign system traces qoe arrivals prediction sensitivity costs chat summary
 EXECUTED := $(STEMS:%=$(B)/notebooks/%.ipynb)
 MEASURES := $(patsubst %,$(B)/notebooks/measure_%.ipynb,device live pd_device overhead elastic quality)
 COMMON = quick=$(QUICK) source=$(TRACES) out=$(OUT) measurements=$(MEASURED) read=$(OUT) rest=$(REST) --afresh

@@ -70,7 +70,7 @@ def test_a_level_of_all_units_is_the_model(model, packed):
 
 @pytest.fixture(scope="module")
 def contributions(model, packed):
-    """Of each layer what each group (K, N, D) and each neuron (F, N, D) adds to each row, with the stream before it."""
+    """Of each layer what each group (K, N, D) and neuron (F, N, D) adds to each row, and the stream before it."""
     found, x = [], model.embedding[packed.ids]
     for block in model.blocks:
         heads = attended(model, block, norm(x, block.attn_norm, model.epsilon), packed)
