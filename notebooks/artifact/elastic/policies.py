@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from artifact.elastic.labels import LIGHTEST_RIGHT, Bools, Outcomes, labels, train_on, train_right
+from artifact.elastic.labels import LAST_RIGHT, LIGHTEST_RIGHT, Bools, Outcomes, labels, train_on, train_right
 from artifact.errors import ArtifactError
 from disco_core.checks import Ints
 from disco_core.systems.elastic.decision import WHOLE, Classifier, LatencyModel, Objective, Pair
@@ -20,7 +20,8 @@ Policy = Callable[[Outcomes, Bools, Objective], Ints]
 
 WHOLE_ALWAYS, PROMPT_ONLY, MODEL_ONLY = "whole model and prompt", "prompt only", "model only"
 RANDOM, FIXED, ORACLE = "random feasible", "best fixed (p, m)", "oracle"
-OURS, LIKELIEST = "classifier of labels", "most likely right"
+PAPER, RELEASED, LIKELIEST = "paper's labels", "released code's labels", "most likely right"
+BASELINES = (WHOLE_ALWAYS, PROMPT_ONLY, MODEL_ONLY, RANDOM, FIXED)
 
 
 def whole(outcomes: Outcomes, meets: Bools, objective: Objective) -> Ints:
@@ -80,21 +81,19 @@ def classified(classifier: Classifier) -> Policy:
     return choose
 
 
-def compare(
+def choices(
     calibration: Outcomes,
     test: Outcomes,
     latency: LatencyModel,
     objectives: Sequence[Objective],
     *,
     rng: np.random.Generator,
-    rule: str = LIGHTEST_RIGHT,
 ) -> pd.DataFrame:
-    """Every policy on the test questions of each objective.
+    """What every policy chooses for each test question and objective, one row each.
 
-    ttft, tpot, policy    the objective, and the policy's name
-    questions, left_out   test questions, and those left out since no pair is feasible for them, all costs paid
-    met, accuracy         shares of the questions whose objective is kept, and whose answer is right; NaN of none
-    p, m                  means of what was chosen; m in percent
+    ttft, tpot, policy, question   the objective, and the names of policy and question
+    feasible                       whether some pair meets the objective, all costs paid; if not, the rest is NaN
+    p, m, met, right               what was chosen, m in percent; 1 if the objective is kept, the answer right, or 0
 
     ArtifactError if a question is in both sets, or their pairs differ.
     """
@@ -102,41 +101,74 @@ def compare(
     both = sorted({*map(str, calibration.questions)} & {*map(str, test.questions)})
     if both:
         raise ArtifactError(f"calibration and test share {len(both)} questions, such as {both[0]!r:.60}")
+    known = _policies(calibration, latency, objectives, rng)
+    tables = []
+    for objective in objectives:
+        possible: Bools = np.any(np.logical_and(*test.meets(latency, objective)), axis=1)
+        asked = test.rows(possible)
+        for name, (policy, costs) in known.items():
+            table = pd.DataFrame({"ttft": objective.ttft, "tpot": objective.tpot, "policy": name}, test.questions)
+            table["feasible"] = possible
+            meets = test.meets(costs, objective)[:, possible]
+            chosen = policy(asked, meets, objective) if possible.any() else np.empty(0, np.int64)
+            each = np.arange(len(chosen))
+            found = pd.DataFrame([asked.pairs[i] for i in chosen], asked.questions, ["p", "m"], float)
+            found["met"] = np.logical_and(*meets)[each, chosen].astype(float)
+            found["right"] = asked.right[each, chosen].astype(float)
+            tables.append(table.join(found).rename_axis("question").reset_index())
+    return pd.concat(tables, ignore_index=True)
+
+
+def compare(
+    calibration: Outcomes,
+    test: Outcomes,
+    latency: LatencyModel,
+    objectives: Sequence[Objective],
+    *,
+    rng: np.random.Generator,
+) -> pd.DataFrame:
+    """Every policy on the test questions of each objective, from `choices`.
+
+    ttft, tpot, policy    the objective, and the policy's name
+    questions, left_out   test questions, and those left out since no pair is feasible for them, all costs paid
+    met, accuracy         shares of the questions whose objective is kept, and whose answer is right; NaN of none
+    in_time               share of the questions with both
+    p, m                  means of what was chosen; m in percent
+    """
+    rows = choices(calibration, test, latency, objectives, rng=rng)
+    rows = rows.assign(in_time=rows.met * rows.right, left_out=~rows.feasible)
+    found = rows.groupby(["ttft", "tpot", "policy"], sort=False).agg(
+        questions=("question", "size"),
+        left_out=("left_out", "sum"),
+        met=("met", "mean"),
+        accuracy=("right", "mean"),
+        in_time=("in_time", "mean"),
+        p=("p", "mean"),
+        m=("m", "mean"),
+    )
+    return found.reset_index()
+
+
+def _policies(
+    calibration: Outcomes, latency: LatencyModel, objectives: Sequence[Objective], rng: np.random.Generator
+) -> dict[str, tuple[Policy, LatencyModel]]:
+    """Every policy by its name, with the latency of what it uses."""
     scored = replace(latency, decision_s=0.0)
     bare = replace(scored, scoring_s=(0.0, 0.0))
-    policies: dict[str, tuple[Policy, LatencyModel]] = {
+
+    def trained(rule: str) -> tuple[Policy, LatencyModel]:
+        return classified(train_on(calibration, latency, objectives, rule)), latency
+
+    return {
         WHOLE_ALWAYS: (whole, replace(bare, switching_s=0.0)),
         PROMPT_ONLY: (prompt_only, replace(scored, switching_s=0.0)),
         MODEL_ONLY: (model_only, bare),
         RANDOM: (random_feasible(rng), scored),
         FIXED: (best_fixed(calibration), scored),
-        OURS: (classified(train_on(calibration, latency, objectives, rule)), latency),
+        PAPER: trained(LIGHTEST_RIGHT),
+        RELEASED: trained(LAST_RIGHT),
         LIKELIEST: (classified(train_right(calibration)), latency),
         ORACLE: (oracle, latency),
-    }
-    rows = []
-    for objective in objectives:
-        possible: Bools = np.any(np.logical_and(*test.meets(latency, objective)), axis=1)
-        asked = test.rows(possible)
-        for name, (policy, costs) in policies.items():
-            about = {"ttft": objective.ttft, "tpot": objective.tpot, "policy": name}
-            about |= {"questions": len(possible), "left_out": int((~possible).sum())}
-            meets = test.meets(costs, objective)[:, possible]
-            rows.append(about | summary(asked, meets, policy(asked, meets, objective)))
-    return pd.DataFrame(rows)
-
-
-def summary(outcomes: Outcomes, meets: Bools, chosen: Ints) -> dict[str, float]:
-    """The columns met, accuracy, p and m of `compare`, for the pair chosen for each question."""
-    if not len(chosen):
-        return dict.fromkeys(("met", "accuracy", "p", "m"), float("nan"))
-    each = np.arange(len(chosen))
-    pairs = np.array(outcomes.pairs)[chosen]
-    return {
-        "met": float(np.logical_and(*meets)[each, chosen].mean()),
-        "accuracy": float(outcomes.right[each, chosen].mean()),
-        "p": float(pairs[:, 0].mean()),
-        "m": float(pairs[:, 1].mean()),
     }
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifact.elastic import policies
-from artifact.elastic.labels import LAST_RIGHT, Outcomes
+from artifact.elastic.labels import Outcomes
 from artifact.errors import ArtifactError
 from disco_core.systems.elastic import Classifier, LatencyModel, Objective, Pair
 from tests.helpers.outcomes import LATENCY, LEVELS, PAIRS, SHARES, outcomes_of
@@ -101,14 +101,14 @@ def test_what_is_compared_is_counted_over_the_same_questions(table, calibration_
     calibration = of([*calibration_table, ([True] * 9, 300), ([False] * 9, 300)], first=50)
     test = of(table)
     found = policies.compare(calibration, test, latency, OBJECTIVES, rng=np.random.default_rng(seed))
-    assert len(found) == 8 * len(OBJECTIVES)
+    assert len(found) == 9 * len(OBJECTIVES)
     for objective in OBJECTIVES:
         some = found[(found.ttft == objective.ttft) & (found.tpot == objective.tpot)].set_index("policy")
         possible = [i for i, row in enumerate(np.logical_and(*test.meets(latency, objective))) if row.any()]
         assert (some.questions == len(test.tokens)).all()
         assert (some.left_out == len(test.tokens) - len(possible)).all()
         if not possible:
-            assert some[["met", "accuracy", "p", "m"]].isna().all(axis=None)
+            assert some[["met", "accuracy", "in_time", "p", "m"]].isna().all(axis=None)
             continue
         whole = [is_right(test, i, Pair(1.0, 100)) for i in possible]
         assert some.accuracy[policies.WHOLE_ALWAYS] == pytest.approx(np.mean(whole))
@@ -116,9 +116,11 @@ def test_what_is_compared_is_counted_over_the_same_questions(table, calibration_
         feasible = np.logical_and(*test.meets(latency, objective))[possible]
         best = (test.right[possible] & feasible).any(1).mean()
         assert some.accuracy[policies.ORACLE] == pytest.approx(best)
-        for policy in (policies.RANDOM, policies.FIXED, policies.OURS, policies.LIKELIEST, policies.ORACLE):
+        assert some.in_time[policies.WHOLE_ALWAYS] == pytest.approx(np.mean(whole) * some.met[policies.WHOLE_ALWAYS])
+        for policy in set(some.index) - {policies.WHOLE_ALWAYS, policies.PROMPT_ONLY, policies.MODEL_ONLY}:
             assert some.met[policy] == 1
-        assert some.accuracy[policies.OURS] <= some.accuracy[policies.ORACLE]
+            assert some.in_time[policy] == some.accuracy[policy]
+        assert some.accuracy[policies.PAPER] <= some.accuracy[policies.ORACLE]
 
 
 def test_a_policy_pays_only_for_what_it_uses():
@@ -147,12 +149,9 @@ def test_what_is_learnt_beats_every_fixed_pair():
     found = policies.compare(*halves, LATENCY, [Objective(0.8, 0.8)], rng=np.random.default_rng(0))
     accuracy = found.set_index("policy").accuracy
     assert accuracy[policies.ORACLE] == 1
-    assert accuracy[policies.OURS] > 0.95
+    assert accuracy[policies.PAPER] > 0.95
     assert accuracy[policies.FIXED] < 0.65
-    other = policies.compare(
-        *halves, LATENCY, [Objective(0.8, 0.8)], rng=np.random.default_rng(0), rule=LAST_RIGHT
-    ).set_index("policy")
-    assert other.accuracy[policies.OURS] > 0.95  # one right pair of each is its lightest and its last
+    assert accuracy[policies.RELEASED] > 0.95  # one right pair of each is its lightest and its last
 
 
 def test_what_is_right_by_chance_misleads_labels_but_not_the_estimate():
@@ -166,7 +165,7 @@ def test_what_is_right_by_chance_misleads_labels_but_not_the_estimate():
 
     found = policies.compare(drawn(300, 0), drawn(2000, 1000), LATENCY, [Objective(1, 1)], rng=rng)
     accuracy = found.set_index("policy").accuracy
-    assert accuracy[policies.LIKELIEST] > accuracy[policies.OURS] + 0.1
+    assert accuracy[policies.LIKELIEST] > accuracy[policies.PAPER] + 0.1
     assert accuracy[policies.LIKELIEST] == pytest.approx(accuracy[policies.WHOLE_ALWAYS], abs=0.02)
     assert accuracy[policies.ORACLE] > accuracy[policies.WHOLE_ALWAYS] + 0.15
 
