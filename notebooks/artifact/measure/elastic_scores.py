@@ -53,10 +53,10 @@ def rank(k: int) -> str:
     return f"rank {k}"
 
 
-def missing() -> str:
+def missing(sources: Sequence[str] = (ANSWERS, *TASKS)) -> str:
     """Why nothing can be evaluated, in one line; "" if all texts are there, fetched if necessary."""
     try:
-        for source in (ANSWERS, *TASKS):
+        for source in sources:
             parse.load(source)
     except TraceError as error:
         return f"not evaluated, since the public texts are not there: {error}"
@@ -227,7 +227,7 @@ def evaluate(run: Run, levels: Mapping[int, Level], shapes: Mapping[int, Shape],
 
 def _perplexity(methods: Methods, percent: int, method: str, answers: Sequence[tuple[Ids, Ids]]) -> dict[str, Any]:
     rows = []
-    with _scored(*methods.files(percent, method)) as llama:
+    with scored(*methods.files(percent, method)) as llama:
         for number, (prompt, answer) in enumerate(answers):
             llama.reset()
             llama.eval(prompt + answer)
@@ -247,9 +247,9 @@ def _perplexity(methods: Methods, percent: int, method: str, answers: Sequence[t
 def _accuracy(methods: Methods, percent: int, method: str, asked: Sequence[Question]) -> list[dict[str, Any]]:
     """Of each question the option with the fewest mean nats per token; the question is evaluated once for all."""
     rows = []
-    with _scored(*methods.files(percent, method)) as llama:
+    with scored(*methods.files(percent, method)) as llama:
         for question in asked:
-            means = [float(one.mean()) for one in _options(llama, question)]
+            means = [float(one.mean()) for one in option_nats(llama, question)]
             chosen = int(np.argmin(means))
             rows.append(
                 {
@@ -266,9 +266,15 @@ def _accuracy(methods: Methods, percent: int, method: str, asked: Sequence[Quest
     return rows
 
 
-def _options(llama: "Llama", question: Question) -> Iterator[NDArray[np.float64]]:
+def option_nats(llama: "Llama", question: Question, *, prefix_cache: bool = False) -> Iterator[NDArray[np.float64]]:
+    """Nats of the tokens of each option, behind the question, which is evaluated once for all.
+
+    prefix_cache   whether the beginning that it has in common with the last question is not evaluated again
+    """
+    same = llama.longest_token_prefix(llama.input_ids[: llama.n_tokens], question.text[:-1]) if prefix_cache else 0
     llama.reset()
-    llama.eval(question.text)
+    llama.n_tokens = same
+    llama.eval(question.text[same:])
     known = len(question.text)
     first = llama.scores[known - 1 : known].copy()
     for option in question.options:
@@ -286,6 +292,7 @@ def nats(logits: NDArray[np.float32], ids: Ids) -> NDArray[np.float64]:
     return lost
 
 
-def _scored(path: Path, adapter: Path | None) -> "closing[Llama]":
+def scored(path: Path, adapter: Path | None = None) -> "closing[Llama]":
+    """A level whose logits after every token are asked for, with its adapter; it is closed with the block."""
     options = {"n_ctx": CONTEXT, "n_threads": THREADS, "n_threads_batch": THREADS, "logits_all": True}
     return closing(model.load(path, lora_path=None if adapter is None else str(adapter), **options))

@@ -33,8 +33,8 @@ def lost(llama, known, ids):
 
 def test_options_that_share_the_state_of_their_question_score_as_if_each_stood_alone(tiny):
     question = Question(0, [3, 1, 4, 1, 5], [[9, 2, 6], [5], [3, 5, 8, 9]], 1)
-    with elastic_scores._scored(tiny, None) as llama:
-        found = list(elastic_scores._options(llama, question))
+    with elastic_scores.scored(tiny) as llama:
+        found = list(elastic_scores.option_nats(llama, question))
         for option, nats in zip(question.options, found, strict=True):
             np.testing.assert_allclose(nats, lost(llama, question.text, option), atol=1e-4)
 
@@ -48,7 +48,7 @@ def test_answers_and_choices_are_numbers_alone(tiny, tmp_path):
     assert (rows.chosen_nats <= rows.right_nats).all()
     assert rows.chosen_nats[rows.right == 1].equals(rows.right_nats[rows.right == 1])
     found = elastic_scores._perplexity(methods, 100, ORDERED, [([1, 2, 3], [4, 5])])
-    with elastic_scores._scored(tiny, None) as llama:
+    with elastic_scores.scored(tiny) as llama:
         assert found["perplexity"][0]["nats"] == pytest.approx(sum(lost(llama, [1, 2, 3], [4, 5])), abs=1e-3)
     assert found["recovery"] == []
 
