@@ -10,10 +10,10 @@ HERE = B=$(B)/here OUT=$(B)/here MEASURED=build/measured REST=$(OUT)
 COMMITTED := $(if $(filter build,$(B)),figures)
 MEASURED := data/measured
 QUICK := False
-OF_MEASURED := endpoints dispatch migration live pd_device elastic quality overhead
+OF_MEASURED := endpoints dispatch migration live pd_device elastic objectives quality overhead
 STEMS := $(OF_MEASURED) elastic_disco campaign system traces qoe arrivals prediction sensitivity costs chat summary
 EXECUTED := $(STEMS:%=$(B)/notebooks/%.ipynb)
-MEASURES := $(patsubst %,$(B)/notebooks/measure_%.ipynb,device live pd_device overhead elastic quality)
+MEASURES := $(patsubst %,$(B)/notebooks/measure_%.ipynb,device live pd_device overhead elastic objectives quality)
 COMMON = quick=$(QUICK) source=$(TRACES) out=$(OUT) measurements=$(MEASURED) read=$(OUT) rest=$(REST) --afresh
 
 PY := .venv/bin/python
@@ -23,8 +23,8 @@ CODE := $(wildcard disco_core/*.py disco_core/*/*.py disco_core/*/*/*.py noteboo
 	$(foreach kind,py mplstyle jinja txt,notebooks/artifact/*/*.$(kind)))
 export PYTHONPATH := notebooks
 unexport PYTHONHOME
-.PHONY: help setup figures reproduce quick reference campaign elastic report claims test test-all lint bench data lab lock \
-	clean clean-all in-figures in-reproduce in-quick in-reference render force
+.PHONY: help setup figures reproduce quick reference campaign elastic objectives report claims test test-all lint bench data \
+	lab lock clean clean-all in-figures in-reproduce in-quick in-reference render force
 $(if $(filter tables public,$(TRACES)),,$(error TRACES=$(TRACES) is not known; it is tables (committed) or public (series)))
 
 help: ## this list
@@ -37,7 +37,8 @@ reference: setup ## for maintainers: measure on this machine, and make that data
 figures reproduce quick reference: ; @$(ARTIFACT) alone $(SUB) in-$@
 campaign: setup ## 1,000 real streams under faults, into build/measured/campaign (no part of reproduce)
 elastic: setup ## ElastiLM's levels made, timed and evaluated on public texts (up to an hour), into build/measured/elastic
-campaign elastic: ; @$(ARTIFACT) alone $(SUB) EVALUATE=True $(B)/notebooks/measure_$@.ipynb
+objectives: setup ## ElastiLM's choices evaluated on public texts and 1,800 requests (40 minutes), into build/measured/objectives
+campaign elastic objectives: ; @$(ARTIFACT) alone $(SUB) EVALUATE=True $(B)/notebooks/measure_$@.ipynb
 in-figures:
 	@$(SUB) -j2 render
 	@failed=0; $(if $(COMMITTED),$(ARTIFACT) compare $(OUT) figures --update || failed=1;) \
@@ -54,18 +55,17 @@ in-reproduce:
 	[ -z "$$broke" ] || { echo "make reproduce: went wrong (see above): $${broke#, }" >&2; exit 1; }
 in-quick:
 	@$(SUB) -j2 render B=$(B:build%=build/quick%) QUICK=True && $(ARTIFACT) claims $(B:build%=build/quick%)/figures --quick
-in-reference: ; @$(SUB) -j1 $(filter-out %elastic.ipynb,$(MEASURES)) && $(ARTIFACT) reference && $(SUB) in-figures
+in-reference:
+	@$(SUB) -j1 $(filter-out %elastic.ipynb %objectives.ipynb,$(MEASURES)) && $(ARTIFACT) reference && $(SUB) in-figures
 render:
 	+@$(ARTIFACT) sweep $(OUT) $(EXECUTED) && $(SUB) $(EXECUTED) && $(ARTIFACT) gallery $(OUT)
-# One rule for every notebook. Those that measure are always started: by the content of settings, code and model they
-# see whether there is something to do. Nothing rests on chat, which is there to be used.
+# Those that measure are always started: they see by settings, code and model whether to measure. Nothing rests on chat.
 $(B)/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) $(wildcard data/*.csv $(MEASURED)/*/manifest.json) requirements.lock
 	@$(if $(filter public,$(TRACES)),$(ARTIFACT) fetch >/dev/null &&) $(ARTIFACT) run $< --out $(@D) --common $(COMMON) \
 		>/dev/null $(if $(filter chat,$*),|| echo "chat did not run to its end; nothing rests on it" >&2)
 $(B)/notebooks/measure_%.ipynb: COMMON = quick=$(QUICK) evaluate=$(or $(EVALUATE),False)
 $(MEASURES) $(B)/notebooks/measure_campaign.ipynb: force
 $(B)/notebooks/summary.ipynb: $(filter-out %/summary.ipynb %/chat.ipynb,$(EXECUTED))
-
 report: setup ## every claim and exhibit of figures/ on one page, build/report.html
 claims: setup ## the verdicts in figures/, without computing anything
 report claims: ; @$(ARTIFACT) $@

@@ -27,6 +27,7 @@ CHAPTERS = {
     "live": "Live streams",
     "pd_device": "P/D-Device",
     "elastic": "ElastiLM",
+    "objectives": "ElastiLM's decision",
     "elastic_disco": "DiSCo with an elastic device",
     "quality": "Quality of migrated answers",
     "qoe": "Quality of experience",
