@@ -9,7 +9,7 @@ import pytest
 
 from artifact.data.model import smollm2_path
 from artifact.files import DATA
-from artifact.measure import overhead, store
+from artifact.measure import objective_answers, overhead, store
 from artifact.publish import claims, reference
 from artifact.publish.run import run
 from disco_core.endpoints.local_server import LocalServer
@@ -99,6 +99,25 @@ def test_elastic_judges_each_level_in_each_way(quick):
     assert set(accuracy.task) == {"ARC-Easy", "PIQA", "OpenBookQA"}
 
 
+def test_objectives_shows_every_pair_policy_and_request(quick):
+    assert set(verdicts(quick, "objectives")) == {"EL1", "EL5"}
+    found = store.read(MEASURED, "objectives")
+    pairs = pd.read_csv(quick / "objectives_map.csv").set_index(["p", "m"])
+    assert len(pairs) == len(found["answers"][["p", "m"]].drop_duplicates())
+    assert (pairs.ttft.xs(100, level="m").sort_index().diff().dropna() > 0).all()
+    assert pairs.accuracy.between(0, 100).all()
+    table = pd.read_csv(quick / "objectives_policies.csv").set_index("policy")
+    assert len(table) == 9
+    assert table.in_time.idxmax() == "oracle"
+    rows = pd.read_csv(quick / "objectives_met.csv")
+    assert rows[rows.objective != "all"].requests.sum() == len(found["requests"])
+    assert recorded(quick, "objectives")["EL5"]["ours"]["median"] == pytest.approx(
+        table.gain["paper's labels"], rel=1e-5
+    )
+    compressed = pd.read_csv(quick / "objectives_compression.csv")
+    assert set(compressed.method) == {"none", *objective_answers.METHODS}
+
+
 def test_campaign_shows_what_became_of_every_stream(quick):
     streams = store.read(MEASURED, "campaign")["streams"]
     assert pd.read_csv(quick / "campaign.csv").streams.sum() == len(streams) == 1000
@@ -113,7 +132,8 @@ def test_what_measures_leaves_a_folder_that_is_read_and_judges_nothing(tmp_path,
     found = store.read(tmp_path, name)
     assert found.tables
     # with a second model or evaluated, with judges, with broken promises
-    optional = {"perplexity", "verdicts", "violations", "recovery", "accuracy"}
+    optional = {"perplexity", "verdicts", "violations", "recovery", "accuracy", "compression"}
+    optional |= {"answers"} if name == "objectives" else set()
     assert all(len(table) for table_name, table in found.tables.items() if table_name not in optional)
     assert found.disturbed == "measured in its quick size, which is too small to judge"
 

@@ -1,7 +1,5 @@
 """What the choice of (p, m) for each request costs and buys: pairs, objectives, policies, compressions, requests."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -12,7 +10,7 @@ from artifact.measure import objectives as measuring
 from artifact.measure.objective_answers import CALIBRATION, FREQUENCIES, METHODS, TEST
 from artifact.measure.store import Measured
 from disco_core.checks import Floats
-from disco_core.systems.elastic import LatencyModel, Objective, Pair
+from disco_core.systems.elastic import LatencyModel, Objective
 from disco_core.systems.elastic.decision import WHOLE
 
 PAPER_HEAD = 0.02  # h of a model of 7 billion parameters, about
@@ -90,8 +88,9 @@ def possible(measured: Measured) -> pd.DataFrame:
 
 
 def requests(measured: Measured) -> pd.DataFrame:
-    """The requests with objective (its name), met (0 or 1), strict (the same against the whole model's fitted
-    latency, not the one that it keeps in 95 % of its trials), and right, NaN if not evaluated.
+    """The requests with objective (its name), met (0 or 1), met_queued (the same from the arrival), strict (the same
+    against the whole model's fitted latency, not the one that it keeps in 95 % of its trials), and right, NaN if not
+    evaluated.
     """
     rows, whole = measured["requests"], latency(measured).levels[WHOLE]
     first_s = whole.ttft(rows.prompt_tokens.to_numpy(np.int64))
@@ -99,6 +98,7 @@ def requests(measured: Measured) -> pd.DataFrame:
     table = rows.assign(
         objective=[str(Objective(one.ttft, one.tpot)) for one in rows.itertuples()],
         met=rows.met_ttft * rows.met_tpot,
+        met_queued=((rows.queued_ttft_s <= rows.ttft * rows.whole_ttft_s) & (rows.met_tpot == 1)).astype(int),
         strict=strict.astype(int),
     )
     if not evaluated(measured):
@@ -108,10 +108,10 @@ def requests(measured: Measured) -> pd.DataFrame:
 
 def met(table: pd.DataFrame, replicates: int, seed: int) -> pd.DataFrame:
     """From a table of `requests`, of each alpha and objective and of all: requests, whether the objective can be
-    met, met (%) with its 95 % band, strict, met_ttft, met_tpot, right and switched (%), means of p and m, and mean
-    TTFT without and with the time in the queue.
+    met, met (%) with its 95 % band, met_queued, strict, met_ttft, met_tpot, right and switched (%), means of p and m,
+    and mean TTFT without and with the time in the queue.
     """
-    means = ["strict", "met_ttft", "met_tpot", "right", "switched"]
+    means = ["met_queued", "strict", "met_ttft", "met_tpot", "right", "switched"]
     others = ["p", "m", "ttft_s", "queued_ttft_s"]
     # an objective that can be met for some prompts alone has a row for these, and one for the others
     groups = [*table.groupby(["alpha", "objective", "feasible"], sort=False)]
@@ -211,12 +211,6 @@ def scoring_s(measured: Measured, method: str, tokens: int) -> float:
 def grid(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """A column of `pairs` with a row for each p, the largest first, and a column for each m, the smallest first."""
     return table.pivot(index="p", columns="m", values=column).sort_index(ascending=False)
-
-
-def names_of(pair: Sequence[float]) -> str:
-    """A pair as text."""
-    one = Pair(pair[0], int(pair[1]))
-    return f"({one.p:g}, {one.m} %)"
 
 
 def _means(values: Floats, replicates: int, seed: int) -> Floats:

@@ -19,7 +19,7 @@ from disco_core.endpoints.base import Prefix
 from disco_core.errors import InputError
 from disco_core.systems.compression import Frequencies
 from disco_core.systems.elastic import Classifier, ElasticEndpoint, LatencyModel, Level, Objective, Pair
-from disco_core.systems.elastic.decision import features
+from disco_core.systems.elastic.decision import WHOLE, features
 
 IN_TRIALS = 0.95  # share of its own trials in which the whole model keeps the latency that objectives are relative to
 
@@ -131,9 +131,9 @@ def queued(rows: pd.DataFrame, utilisation: float, rng: np.random.Generator) -> 
     return table.assign(queued_ttft_s=table.start_s + table.ttft_s - table.arrival_s)
 
 
-def whole_factors(trials: pd.DataFrame, latency: LatencyModel, whole: int) -> tuple[float, float]:
+def whole_factors(trials: pd.DataFrame, latency: LatencyModel) -> tuple[float, float]:
     """The most, in the share IN_TRIALS of its trials, that the whole model's TTFT and TPOT are of the fitted ones."""
-    rows, profile = trials[trials.percent == whole], latency.levels[whole]
+    rows, profile = trials[trials.percent == WHOLE], latency.levels[WHOLE]
     first = rows.ttft_s / profile.ttft(rows.prompt_tokens.to_numpy(np.int64))
     token = (rows.tpot_s * profile.decode_rate).dropna()
     return _kept_in_trials(first), _kept_in_trials(token)
@@ -143,13 +143,13 @@ def _kept_in_trials(ratios: pd.Series) -> float:
     return float(np.quantile(ratios, IN_TRIALS, method="inverted_cdf"))
 
 
-def judged(rows: pd.DataFrame, trials: pd.DataFrame, latency: LatencyModel, whole: int) -> pd.DataFrame:
+def judged(rows: pd.DataFrame, trials: pd.DataFrame, latency: LatencyModel) -> pd.DataFrame:
     """Requests with whole_ttft_s and whole_tpot_s, what the whole model keeps, and met_ttft and met_tpot, 0 or 1.
 
     An answer without a time between tokens misses none.
     """
-    first, token = whole_factors(trials, latency, whole)
-    profile = latency.levels[whole]
+    first, token = whole_factors(trials, latency)
+    profile = latency.levels[WHOLE]
     table = rows.assign(
         whole_ttft_s=first * profile.ttft(rows.prompt_tokens.to_numpy(np.int64)),
         whole_tpot_s=token / profile.decode_rate,

@@ -2,7 +2,7 @@
 
     latency      percent, prompt_tokens, repeat, ttft_s, tpot_s: trials of every level in its endpoint; one thread
     scoring      method, prompt_tokens, repeat, seconds that scoring a prompt takes
-    deciding     repeat, seconds that a decision takes, with one prompt for each repeat
+    deciding     prompt, seconds that a decision takes
     frequencies  first, second, count: of tokens and of pairs of tokens in the calibration questions
     prompts      question, task, split, tokens, protected, and the features of each prompt
     objectives   ttft, tpot, prompts, feasible (of these), least_ttft, least_tpot: the least ratios that there are
@@ -43,7 +43,6 @@ from disco_core.endpoints.base import non_negative_int
 from disco_core.errors import InputError
 from disco_core.systems.compression import Frequencies
 from disco_core.systems.elastic import Classifier, LatencyModel, Level, Objective
-from disco_core.systems.elastic.decision import WHOLE
 
 REFERENCE = DATA / "measured" / "objectives"
 KNOWN = ("answers", "prompts", "frequencies")  # of the reference, by which pairs are chosen without evaluation
@@ -195,7 +194,7 @@ async def _live(run: Run, levels: Mapping[int, Level], sent: Sequence[Asked], ch
         found["scoring"] = _scoring(run, levels, choice.frequencies)
         decider = Decider(choice.frequencies, latency_model(found, s.shares), choice.classifier)
         seconds = run.piece_now("deciding", partial(_deciding, decider, sent, wanted))
-        found["deciding"] = pd.DataFrame(enumerate(seconds), columns=["repeat", "seconds"])
+        found["deciding"] = pd.DataFrame(enumerate(seconds), columns=["prompt", "seconds"])
         decider = replace(decider, latency=latency_model(found, s.shares))
         found["objectives"] = _objectives(decider.latency, sent, wanted)
         traces = []
@@ -208,7 +207,7 @@ async def _live(run: Run, levels: Mapping[int, Level], sent: Sequence[Asked], ch
                 rows += await run.piece(f"requests {first} of trace {k}", take)
             table = _described(pd.DataFrame(rows), asked, decider.latency, alpha)
             traces.append(objective_requests.queued(table, s.utilisation, rng))
-    found["requests"] = objective_requests.judged(pd.concat(traces), found["latency"], decider.latency, WHOLE)
+    found["requests"] = objective_requests.judged(pd.concat(traces), found["latency"], decider.latency)
     return found
 
 

@@ -47,7 +47,7 @@ def made(seed=0, questions=40, evaluated=True):
         "compression": compression,
         "latency": pd.DataFrame(latency, columns=["percent", "prompt_tokens", "repeat", "ttft_s", "tpot_s"]),
         "scoring": pd.DataFrame(scoring, columns=["method", "prompt_tokens", "repeat", "seconds"]),
-        "deciding": pd.DataFrame({"repeat": [0], "seconds": [1e-4]}),
+        "deciding": pd.DataFrame({"prompt": [0], "seconds": [1e-4]}),
     }
     return Measured(Path(), {"settings": {"shares": list(SHARES), "objectives": ASKED}, "disturbed": ""}, tables)
 
@@ -92,7 +92,8 @@ def live():
         ("q3", 0.2, 0.2, 0, 0.2, 30, 0.1, 0.1, 1, 0),
     ]
     columns = ["question", "ttft", "tpot", "feasible", "p", "m", "ttft_s", "tpot_s", "met_ttft", "met_tpot"]
-    rest = {"alpha": 0.25, "prompt_tokens": 100, "queued_ttft_s": 2.0, "switched": [0, 1, 0, 1]}
+    rest = {"alpha": 0.25, "prompt_tokens": 100, "queued_ttft_s": [2.0, 1.0, 0.8, 0.1], "switched": [0, 1, 0, 1]}
+    rest |= {"whole_ttft_s": 1.1, "whole_tpot_s": 0.11}
     return pd.DataFrame(rows, columns=columns).assign(**rest)
 
 
@@ -101,6 +102,7 @@ def test_requests_are_met_where_both_are_and_strictly_where_the_median_of_the_wh
     measured.tables["requests"] = live()
     table = analysis.requests(measured)
     assert table.met.tolist() == [1, 1, 0, 0]
+    assert table.met_queued.tolist() == [0, 1, 0, 0]
     assert table.strict.tolist() == [0, 1, 0, 0]  # of the whole model's 1 s and 0.1 s
     known = measured["answers"].set_index(["question", "p", "m"]).right
     assert table.right.tolist() == [known[one.question, one.p, one.m] for one in table.itertuples()]

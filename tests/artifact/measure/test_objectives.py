@@ -246,7 +246,7 @@ def test_a_request_is_met_by_what_the_whole_model_keeps_in_its_trials():
             "tpot_s": [0.08, 0.08, 0.089, np.nan],
         }
     )
-    found = objective_requests.judged(rows, trials, LatencyModel(LEVELS), 100)
+    found = objective_requests.judged(rows, trials, LatencyModel(LEVELS))
     assert found.whole_ttft_s.tolist() == pytest.approx([1.1] * 4)
     assert found.whole_tpot_s.tolist() == pytest.approx([0.11] * 4)
     assert found.met_ttft.tolist() == [1, 0, 1, 1]
