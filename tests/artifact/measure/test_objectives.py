@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from artifact.data import model, parse
+from artifact.elastic.labels import PROMPT_FEATURES
 from artifact.measure import elastic, objective_answers, objective_requests, objectives
 from artifact.measure.objective_answers import CALIBRATION, SHOTS, TEST, Asked
 from artifact.measure.objective_requests import Decider
 from artifact.measure.objectives import Choice
 from disco_core.errors import InputError
-from disco_core.systems.compression import keep
+from disco_core.systems.compression import Frequencies, keep
 from disco_core.systems.elastic import Classifier, LatencyModel, Level, Objective, Pair
 from tests.helpers.measuring import a_run, defaults
 from tests.helpers.outcomes import LATENCY, LEVELS, PAIRS, SHARES
@@ -268,6 +269,32 @@ def test_latency_is_fitted_with_what_scoring_and_deciding_take():
     assert latency.levels[60].ttft(80) == pytest.approx(0.48)
     latency = objectives.latency_model(found | {"deciding": pd.DataFrame({"seconds": [0.2, 0.4]})}, SHARES)
     assert latency.decision_s == pytest.approx(0.3)
+
+
+def test_what_is_learnt_from_answers_is_saved_for_the_model_and_its_levels(tmp_path, monkeypatch):
+    monkeypatch.setattr(objectives, "LEVELS", tmp_path)
+    frequencies = objective_answers.counted([[5, 6, 7]])
+    assert objectives._trained({}, frequencies) is None
+    prompts = pd.DataFrame(
+        {"question": list("abcd"), "split": [CALIBRATION] * 3 + [TEST], "tokens": 9, "protected": 3}
+    )
+    prompts[list(PROMPT_FEATURES)] = 0.5
+    rows = [(q, p, m, int(p * m > 25 and q != "d")) for q in "abcd" for p, m in PAIRS]
+    answers = pd.DataFrame(rows, columns=["question", "p", "m", "right"])
+    assert objectives._trained({"answers": answers[:0], "prompts": prompts}, frequencies) is None
+    learnt = objectives._trained({"answers": answers, "prompts": prompts}, frequencies)
+    found = Classifier.load(tmp_path / "classifier.npz", model.smollm2_path(), [100, 60, 30])
+    assert found.pairs == learnt.pairs
+    assert (
+        found.scores([0.5] * 6)[found.pairs.index((1.0, 100))] > found.scores([0.5] * 6)[found.pairs.index((0.2, 30))]
+    )
+    again = Frequencies.load(tmp_path / "frequencies.npz", model.smollm2_path())
+    assert again.scores([5, 7]).tolist() == frequencies.scores([5, 7]).tolist()
+    # of the test question, which no pair answers, nothing is learnt
+    others = answers.assign(right=answers.right.where(answers.question != "d", 1))
+    assert np.allclose(
+        objectives._trained({"answers": others, "prompts": prompts}, frequencies).biases, learnt.biases
+    )
 
 
 @pytest.mark.slow
