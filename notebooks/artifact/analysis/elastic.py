@@ -108,7 +108,7 @@ def accuracy(measured: Measured, replicates: int, seed: int) -> pd.DataFrame:
 
 
 def lines(table: pd.DataFrame) -> pd.DataFrame:
-    """The methods in which every level was made, each with a line that ends at the whole model, which has no method."""
+    """The methods in which every level was made; each has a line, whose end is the whole model."""
     whole = table[(table.percent == WHOLE) & (table.method == STORED)]
     below = table[table.percent < WHOLE]
     levels = below.groupby("method").percent.transform("nunique")

@@ -44,7 +44,9 @@ def test_perplexity_and_the_part_of_the_loss_that_is_closed():
 
 
 def test_a_method_that_was_tried_at_one_level_has_no_line():
-    table = pd.concat([scores(), scores()[lambda t: t.method == FULL].query("percent == 80").assign(method="rank 16")])
+    table = pd.concat(
+        [scores(), scores()[lambda t: t.method == FULL].query("percent == 80").assign(method="rank 16")]
+    )
     drawn = elastic.lines(elastic.perplexity(measured(perplexity=table), 50, 0))
     assert set(drawn.method) == {STORED, ALIKE, ORDERED, "rank 8", FULL}
     for _, line in drawn.groupby("method"):
