@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, aclosing, closing
 from functools import partial
 from itertools import islice, pairwise, product
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,6 +146,32 @@ def _known(s: Any) -> tuple[list[float], dict[str, Any]]:
     if any(abs(level.share - share) > NEAR for level, share in zip(closest, shares, strict=True)):
         return shares, {"anchors": anchors}
     return [float(level.share) for level in closest], {"anchors": anchors, "shapes": _shapes(levels)}
+
+
+def made_levels(percents: Sequence[int], answer_tokens: int, seed: int) -> dict[int, Level]:
+    """The whole model and the levels of these percents, the largest first; made unless they are in their folder.
+
+    InputError for a level that there is not, ArtifactError, in one line, where levels cannot be made.
+    """
+    shares = [percent / 100 for percent in percents]
+    try:
+        return _nearest(load_levels(LEVELS, model.smollm2_path()), shares)
+    except InputError:  # not there, not complete, or others
+        known, options = _known(SimpleNamespace(percents=percents, evaluate=False))
+        make.make(LEVELS, known, answer_tokens=answer_tokens, seed=seed, **options)
+        return _nearest(load_levels(LEVELS, model.smollm2_path()), shares)
+
+
+def _nearest(levels: Mapping[int, Level], shares: Sequence[float]) -> dict[int, Level]:
+    """The whole model, and of each share the level, which is at most NEAR away."""
+    found = {make.ORDERED}
+    for share in shares:
+        percent = min(levels, key=lambda percent: abs(levels[percent].share - share))
+        if abs(levels[percent].share - share) > NEAR:
+            known = ", ".join(map(str, levels))
+            raise InputError(f"the level {100 * share:g} % is unknown; the levels are {known} %")
+        found.add(percent)
+    return {percent: level for percent, level in levels.items() if percent in found}
 
 
 def _shapes(levels: pd.DataFrame) -> dict[int, Shape]:

@@ -53,10 +53,10 @@ def rank(k: int) -> str:
     return f"rank {k}"
 
 
-def missing() -> str:
+def missing(sources: Sequence[str] = (ANSWERS, *TASKS)) -> str:
     """Why nothing can be evaluated, in one line; "" if all texts are there, fetched if necessary."""
     try:
-        for source in (ANSWERS, *TASKS):
+        for source in sources:
             parse.load(source)
     except TraceError as error:
         return f"not evaluated, since the public texts are not there: {error}"
@@ -235,7 +235,7 @@ def evaluate(run: Run, levels: Mapping[int, Level], shapes: Mapping[int, Shape],
 
 def _perplexity(methods: Methods, percent: int, method: str, answers: Sequence[tuple[Ids, Ids]]) -> dict[str, Any]:
     rows = []
-    with _scored(*methods.files(percent, method)) as llama:
+    with scored(*methods.files(percent, method)) as llama:
         for number, (prompt, answer) in enumerate(answers):
             total = nats(_logits(llama, prompt + answer[:-1], rows=len(answer)), answer).sum()
             rows.append(
@@ -253,9 +253,9 @@ def _perplexity(methods: Methods, percent: int, method: str, answers: Sequence[t
 def _accuracy(methods: Methods, percent: int, method: str, asked: Sequence[Question]) -> list[dict[str, Any]]:
     """Of each question the option with the fewest mean nats per token; the question is evaluated once for all."""
     rows = []
-    with _scored(*methods.files(percent, method)) as llama:
+    with scored(*methods.files(percent, method)) as llama:
         for question in asked:
-            means = [float(one.mean()) for one in _options(llama, question)]
+            means = [float(one.mean()) for one in option_nats(llama, question)]
             chosen = int(np.argmin(means))
             rows.append(
                 {
@@ -272,8 +272,12 @@ def _accuracy(methods: Methods, percent: int, method: str, asked: Sequence[Quest
     return rows
 
 
-def _options(llama: "Llama", question: Question) -> Iterator[NDArray[np.float64]]:
-    first = _logits(llama, question.text, rows=1).copy()
+def option_nats(llama: "Llama", question: Question, *, same: int = 0) -> Iterator[NDArray[np.float64]]:
+    """Nats of the tokens of each option behind the question, which is evaluated once for all.
+
+    same   how many first tokens, but not all, it has in common with the one before: these are not evaluated again
+    """
+    first = _logits(llama, question.text[same:], rows=1, known=same).copy()
     for option in question.options:
         after = option[:-1]  # in the place of the option before
         rows = [first, _logits(llama, after, rows=len(after), known=len(question.text))] if after else [first]
@@ -302,6 +306,7 @@ def nats(logits: NDArray[np.float32], ids: Ids) -> NDArray[np.float64]:
     return lost
 
 
-def _scored(path: Path, adapter: Path | None) -> "closing[Llama]":
+def scored(path: Path, adapter: Path | None = None) -> "closing[Llama]":
+    """A level, with its adapter, to be asked for logits; it is closed with the block."""
     options = {"n_ctx": CONTEXT, "n_threads": THREADS, "n_threads_batch": THREADS, "n_batch": CONTEXT}
     return closing(model.load(path, lora_path=None if adapter is None else str(adapter), **options))

@@ -34,8 +34,20 @@ def lost(path, known, ids):
 
 def test_options_that_share_the_state_of_their_question_score_as_if_each_stood_alone(tiny):
     question = Question(0, [3, 1, 4, 1, 5], [[9, 2, 6], [5], [3, 5, 8, 9]], 1)
-    with elastic_scores._scored(tiny, None) as llama:
-        found = list(elastic_scores._options(llama, question))
+    with elastic_scores.scored(tiny) as llama:
+        found = list(elastic_scores.option_nats(llama, question))
+    for option, nats in zip(question.options, found, strict=True):
+        np.testing.assert_allclose(nats, lost(tiny, question.text, option), atol=1e-4)
+
+
+def test_what_a_question_has_in_common_with_the_one_before_is_evaluated_once(tiny):
+    before, question = (
+        Question(0, [3, 1, 4, 1, 5], [[9, 2], [6]], 0),
+        Question(1, [3, 1, 4, 8], [[7, 5], [2, 2, 2]], 0),
+    )
+    with elastic_scores.scored(tiny) as llama:
+        list(elastic_scores.option_nats(llama, before))
+        found = list(elastic_scores.option_nats(llama, question, same=3))
     for option, nats in zip(question.options, found, strict=True):
         np.testing.assert_allclose(nats, lost(tiny, question.text, option), atol=1e-4)
 
