@@ -85,8 +85,11 @@ def test_the_ways_to_make_a_level_are_named_and_counted():
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"percents": [100]}, "percents must be whole numbers from 1 to 99, got .100"),
+        ({"percents": [100]}, "percents must be different whole numbers from 1 to 99, got .100"),
         ({"percents": []}, r"got \[\]"),
+        ({"percents": 80}, "percents must be different whole numbers from 1 to 99, got 80"),
+        ({"percents": [80, 80]}, r"different whole numbers from 1 to 99, got \[80, 80\]"),
+        ({"ranks": [8, 8]}, r"ranks must be different whole numbers from 1 to 99, got \[8, 8\]"),
         ({"decode_tokens": 1}, "decode_tokens must be at least 2"),
         ({"repeats": 0}, "repeats"),
         ({"lengths": [9000]}, "tokens of context"),
