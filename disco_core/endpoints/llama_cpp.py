@@ -260,7 +260,7 @@ class LlamaCppEndpoint(LlamaEndpoint):
                 self._generate(job)
             except EndpointError as error:
                 job.tell(error)
-            except Exception as error:
+            except BaseException as error:  # even the exit that a user's function asks for
                 what = "it was stopped" if job.cancelled else f"{type(error).__name__}: {error}"
                 job.tell(CutError(self.name, what))
             finally:
@@ -270,8 +270,10 @@ class LlamaCppEndpoint(LlamaEndpoint):
     def _generate(self, job: Job) -> None:
         from llama_cpp import llama_set_abort_callback, llama_vocab_is_eog
 
-        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # it reports every cancel as an error
+        if job.cancelled:  # while it waited; no model is loaded for it
+            raise CutError(self.name, "it was stopped")
         llama = self._model(job)
+        logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # it reports every cancel as an error
         if not self.prefix_cache:
             llama.reset()
         # what needs no prefill: the common beginning, without the last token, whose output gives the next one

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import disco_core as dc
@@ -170,6 +171,26 @@ def test_closing_ends_what_runs_and_what_waits_at_any_level(levels, resident):
     ended, (_, refused) = asyncio.run(go())
     assert [(tokens, type(failure)) for tokens, failure in ended] == [([], dc.CutError)] * len(PERCENTS)
     assert str(refused) == "device: it is closed"
+
+
+def test_a_request_that_was_cancelled_while_it_waited_loads_nothing(levels):
+    async def go(device):
+        running = [asyncio.ensure_future(collect(device, Prefix(LONG, (), LENGTH + i))) for i in range(len(PERCENTS))]
+        await asyncio.sleep(0.2)
+        for one in running:
+            one.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    with elastic(levels, by_length(PERCENTS), resident=False) as device:
+        asyncio.run(go(device))
+        assert set(device.answered) == {PERCENTS[0]}
+
+
+def test_a_level_may_be_a_number_of_numpy(levels, alone):
+    with elastic(levels, lambda _: np.int64(63)) as device:
+        asked = Prefix(QUESTION, (), 4)
+        assert asyncio.run(collect(device, asked)) == (alone(63, asked), None)
+        assert [type(percent) for percent in device.answered] == [int]
 
 
 def test_what_chooses_cannot_change_the_prompt(levels, alone):

@@ -87,7 +87,19 @@ def test_a_folder_without_a_manifest_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "raw", [b"", b"{", b"\xff\xfe", b"[]", b"5", b"null", b'"levels"', b"{}", b'{"parent": {"sha256": "a"}}']
+    "raw",
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b"[]",
+        b"5",
+        b"null",
+        b'"levels"',
+        b"{}",
+        b'{"parent": {"sha256": "a"}}',
+        b"[" * 100_000,
+    ],
 )
 def test_a_file_that_is_no_manifest_is_named(folder, raw):
     (folder / MANIFEST).write_bytes(raw)
@@ -108,6 +120,11 @@ def test_a_file_that_is_no_manifest_is_named(folder, raw):
         {"share": 1.01, "file": "27.gguf"},
         {"share": float("nan"), "file": "27.gguf"},
         {"share": 10**400, "file": "27.gguf"},
+        {"share": True, "file": "27.gguf"},
+        {"share": 0.001, "file": "27.gguf"},
+        {"share": 0.5, "file": "../27.gguf"},
+        {"share": 0.5, "file": "/27.gguf"},
+        {"share": 0.5, "file": "27\n.gguf"},
     ],
 )
 def test_a_level_that_is_none_is_named(folder, level):
@@ -165,7 +182,7 @@ def test_a_level_file_that_is_no_model_is_named(folder):
         ElasticEndpoint(levels)
     levels[80].adapter.unlink()
     levels[80].path.write_bytes(b"GGUF")
-    with pytest.raises(dc.InputError, match=r"^elastic: .*80-rank8\.gguf.*No such file"):
+    with pytest.raises(dc.InputError, match=r"^elastic: the adapter of level 80 is not there: .*80-rank8\.gguf$"):
         ElasticEndpoint(levels, resident=False)
     (folder / "80-rank8.gguf").write_bytes(b"GGUF")
     with pytest.raises(dc.InputError, match=r"^elastic: model_path .*100\.gguf' cannot be loaded"):

@@ -1,6 +1,7 @@
 """Live streams between the levels of a device and a server of the whole model: hand-overs, failures, refusals."""
 
 import asyncio
+import sys
 
 import pytest
 
@@ -145,7 +146,10 @@ def failing(asked):
         (lambda _: 50, "device: it has no level 50; its levels are 100, 85, 63 %"),
         (lambda _: None, "device: it has no level None; its levels are 100, 85, 63 %"),
         (lambda _: 0.63, "device: it has no level 0.63; its levels are 100, 85, 63 %"),
-        (lambda _: [63], "device: no level could be chosen: TypeError: unhashable type: 'list'"),
+        (lambda _: [63], "device: it has no level [63]; its levels are 100, 85, 63 %"),
+        (lambda _: 63.0, "device: it has no level 63.0; its levels are 100, 85, 63 %"),
+        (lambda _: True, "device: it has no level True; its levels are 100, 85, 63 %"),
+        (lambda _: sys.exit("two\nlines"), "device: no level could be chosen: SystemExit: two lines"),
         (failing, "device: no level could be chosen: KeyError: 'no size fits'"),
     ],
 )

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from disco_core import checks
 from disco_core.endpoints.base import Prefix, copy_prompt
 from disco_core.endpoints.llama_cpp import Job, LlamaCppEndpoint, model_file
@@ -99,13 +101,14 @@ class ElasticEndpoint(LlamaCppEndpoint):
             return self._largest
         try:
             percent = self._choose(replace(prefix, prompt=copy_prompt(prefix.prompt)))
-            known = percent in self.levels
-        except Exception as error:  # a user's function
-            raise RefusedError(self.name, f"no level could be chosen: {type(error).__name__}: {error}") from error
-        if not known:
+            shown = one_line(repr(percent))
+        except BaseException as error:  # a user's function, which may even ask for an exit
+            what = one_line(f"{type(error).__name__}: {error}")
+            raise RefusedError(self.name, f"no level could be chosen: {what}") from error
+        if isinstance(percent, bool) or not isinstance(percent, int | np.integer) or percent not in self.levels:
             every = ", ".join(map(str, self.levels))
-            raise RefusedError(self.name, f"it has no level {percent!r:.40}; its levels are {every} %")
-        return percent
+            raise RefusedError(self.name, f"it has no level {shown:.40}; its levels are {every} %")
+        return int(percent)
 
     def _unload(self) -> None:
         while self._loaded:
@@ -123,9 +126,15 @@ def _checked(levels: Any, name: str) -> dict[int, Level]:
     for percent, level in levels.items():
         if percent != level.percent:
             raise InputError(f"{name}: levels must be by their percent, got {percent!r:.40} for {level.percent}")
-        for path in filter(None, (level.path, level.adapter)):
-            model_file(name, path)
+        model_file(name, level.path)
+        if level.adapter is not None and not level.adapter.is_file():
+            raise InputError(f"{name}: the adapter of level {percent} is not there: {level.adapter}")
     return {level.percent: level for level in sorted(levels.values(), key=lambda level: -level.share)}
+
+
+def one_line(text: str) -> str:
+    """A user's words, which may have several lines, in one."""
+    return " ".join(text.split())
 
 
 def _apply(llama: "Llama", level: Level, name: str) -> None:

@@ -50,7 +50,7 @@ def load_levels(folder: Path | str, parent: Path | str | None = None) -> dict[in
         raise
     except OSError as error:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}; {REMEDY}") from None
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         what = f"{type(error).__name__}: {error}"
         raise InputError(f"{folder / MANIFEST} is no manifest of levels ({what}); {REMEDY}") from None
     if not levels:
@@ -63,14 +63,17 @@ def load_levels(folder: Path | str, parent: Path | str | None = None) -> dict[in
 
 def _level(folder: Path, listed: Mapping[str, Any]) -> Level:
     share, adapter = float(listed["share"]), listed.get("adapter")
-    if not 0 < share <= 1:
-        raise ValueError(f"a share is above 0 and at most 1, got {share}")
+    if isinstance(listed["share"], bool) or not 0.005 < share <= 1:
+        raise ValueError(f"a share is at least a percent and at most 1, got {listed['share']!r:.40}")
     path = _verified(folder, listed)
     return Level(share, path, None if adapter is None else _verified(folder, adapter))
 
 
 def _verified(folder: Path, listed: Mapping[str, Any]) -> Path:
-    path = folder / str(listed["file"])
+    name = str(listed["file"])
+    if Path(name).name != name or not name.isprintable():
+        raise ValueError(f"a level's file is in the folder itself, got {name!r:.80}")
+    path = folder / name
     if file_sha256(path) != listed["sha256"]:
         raise InputError(f"{path} is not the level that was made: its sha256 differs; {REMEDY}")
     return path

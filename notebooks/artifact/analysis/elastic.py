@@ -107,10 +107,12 @@ def accuracy(measured: Measured, replicates: int, seed: int) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def with_whole(table: pd.DataFrame) -> pd.DataFrame:
-    """A table with methods whose lines all end at the whole model, which has no method."""
+def lines(table: pd.DataFrame) -> pd.DataFrame:
+    """The methods in which every level was made; each has a line, whose end is the whole model."""
     whole = table[(table.percent == WHOLE) & (table.method == STORED)]
     below = table[table.percent < WHOLE]
+    levels = below.groupby("method").percent.transform("nunique")
+    below = below[levels == below.percent.nunique()]
     ends = [whole.assign(method=method) for method in below.method.unique()]
     return pd.concat([below, *ends], ignore_index=True)
 

@@ -27,6 +27,7 @@ LEVEL = "deci"
 BLOCK = 32  # weights in a block of all quantisations that are supported
 REQUANTISED = "Q8_0"  # of ordered columns: in four bits, quantised a second time, logits move by up to 7
 SUPPORTED = ("Q4_0", "Q4_1", "Q8_0", "F16", "F32")
+GLOBAL = ("token_embd.weight", "output_norm.weight", "output.weight")
 ROWS, COLUMNS = ("ffn_gate", "ffn_up"), "ffn_down"
 HEAD_ROWS, HEAD_COLUMNS = ("attn_q", "attn_k", "attn_v"), "attn_output"
 
@@ -91,6 +92,8 @@ def parent(path: Path) -> Parent:
     kinds = sorted({tensor.tensor_type.name for tensor in reader.tensors} - {*SUPPORTED})
     if kinds:
         raise ArtifactError(f"{path.name} is quantised as {', '.join(kinds)}; supported: {', '.join(SUPPORTED)}")
+    if other := sorted(name for name in tensors if name not in GLOBAL and not name.startswith("blk.")):
+        raise ArtifactError(f"{path.name} has a tensor {other[0]}, which the forward pass here does not know")
     if "output.weight" in tensors:
         raise ArtifactError(f"{path.name} has an output matrix of its own; levels are made of models that share it")
     layers, heads = int(field(reader, "llama.block_count")), int(field(reader, "llama.attention.head_count"))
@@ -277,6 +280,11 @@ def _reader(path: Path) -> Any:
         return _opened(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, IndexError) as error:  # the last where the file was cut short
         raise ArtifactError(f"{path} is no GGUF file that can be read: {error}") from None
+
+
+def close_files() -> None:
+    """Unmap the models that were read, whose memory this process shares with all others that have mapped them."""
+    _opened.cache_clear()
 
 
 @lru_cache(maxsize=2)

@@ -6,7 +6,7 @@ Everything is in one call, since each step needs the arrays of the one before; w
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pandas as pd
 
 from artifact.data import model as device_model
 from artifact.elastic import calibration, forward, importance, recovery
-from artifact.elastic.cut import Order, Parent, Shape, parent, write_adapter, write_level, write_ordered
+from artifact.elastic.cut import Order, Parent, Shape, close_files, parent, write_adapter, write_level, write_ordered
 from artifact.errors import ArtifactError
 from artifact.files import ROOT, write_together
 from disco_core.systems.elastic.levels import MANIFEST
@@ -44,8 +44,8 @@ class Made:
 class Workshop:
     """A model, its calibration text and its ordered copy, from which levels are cut into `folder`."""
 
-    def __init__(self, folder: Path, *, answer_tokens: int, seed: int, path: Path | None = None) -> None:
-        self.folder, self.path = folder, path or device_model.smollm2_path()
+    def __init__(self, folder: Path, *, answer_tokens: int, seed: int) -> None:
+        self.folder, self.path = folder, device_model.smollm2_path()
         self.parent: Parent = parent(self.path)
         self.seconds = dict[str, float]()
         self._clock = time.perf_counter()
@@ -82,14 +82,7 @@ class Workshop:
             *_, last = forward.residuals(level, self.few)
             return float(forward.losses(level, last, self.few).mean())
 
-        near = [
-            shape
-            for shape in self.parent.shapes(share, anchors)
-            if abs(self.parent.share(shape, anchors) - share) < 0.02
-        ]
-        if not near:
-            lowest = self.parent.share(Shape(1, self.parent.block), anchors)
-            raise ArtifactError(f"no level has {share:.0%} of the block weights; the smallest has {lowest:.1%}")
+        near = _near(self.parent, share, anchors)
         best = min(near, key=loss) if len(near) > 1 else near[0]
         self._step("shapes")
         return best
@@ -134,7 +127,6 @@ def make(
     rank: int | None = None,
     anchors: Sequence[int] | None = None,
     shapes: dict[int, Shape] | None = None,
-    path: Path | None = None,
 ) -> Made:
     """Levels of the device model in a folder, with their manifest; the ordered model is the level of 100 %.
 
@@ -145,7 +137,9 @@ def make(
     shapes         by percent, as an earlier run found them; None: found anew
     ArtifactError, in one line, for a model or a disk that cannot be used, or text that is too short.
     """
-    shop = Workshop(folder, answer_tokens=answer_tokens, seed=seed, path=path)
+    uncut = range(importance.ANCHORS) if anchors is None else anchors
+    _check(parent(device_model.smollm2_path()), shares, uncut, rank)
+    shop = Workshop(folder, answer_tokens=answer_tokens, seed=seed)
     grown = shop.removal() if anchors is None else np.full(shop.parent.layers, np.nan)
     chosen = importance.anchors(grown) if anchors is None else sorted(anchors)
     layers = pd.DataFrame({"layer": range(shop.parent.layers), "removal": grown})
@@ -168,7 +162,30 @@ def make(
         rows.append(_row(real, shape, target, adapter, [layer for layer in found if layer]))
         listed.append(_listed(real, target, adapter))
     write_manifest(folder, shop.path, shop.parent, listed)
+    close_files()
     return Made(folder, layers, pd.DataFrame(rows), shop.seconds)
+
+
+def _near(about: Parent, share: float, anchors: Iterable[int]) -> list[Shape]:
+    """The shapes whose share of the block weights is within 2 % of one. ArtifactError if there is none."""
+    near = [shape for shape in about.shapes(share, anchors) if abs(about.share(shape, anchors) - share) < 0.02]
+    if not near:
+        lowest = about.share(Shape(1, about.block), anchors)
+        raise ArtifactError(f"no level has {share:.1%} of the block weights; the smallest has {lowest:.1%}")
+    return near
+
+
+def _check(about: Parent, shares: Sequence[float], anchors: Collection[int], rank: int | None) -> None:
+    """ArtifactError, before anything is computed, for levels that there cannot be, or two of the same percent."""
+    percents = [round(100 * share) if 0 < share < 1 else 0 for share in shares]
+    if not percents or not all(0 < percent < ORDERED for percent in percents):
+        raise ArtifactError(f"shares must lie between 0 and 1, and be less than 99.5 %, got {list(shares)!r:.80}")
+    if len(set(percents)) < len(percents):
+        raise ArtifactError(f"two levels have the same percent: {', '.join(map(str, sorted(percents)))}")
+    if rank is not None and not 1 <= rank <= about.width:
+        raise ArtifactError(f"the rank of an adapter must be from 1 to {about.width}, got {rank}")
+    for share in shares:
+        _near(about, share, anchors)
 
 
 def _row(share: float, shape: Shape, path: Path, adapter: Path | None, found: list[recovery.Layer]) -> dict[str, Any]:

@@ -90,11 +90,12 @@ def measure(run: Run) -> Tables:
 
 
 def _check(s: Any) -> None:
-    wrong = [one for one in s.percents if isinstance(one, bool) or not isinstance(one, int) or not 0 < one < 100]
-    if wrong or not s.percents:
-        raise InputError(f"percents must be whole numbers from 1 to 99, got {s.percents!r:.80}")
+    for name in ("percents", "ranks"):
+        given = getattr(s, name)
+        fits = isinstance(given, list) and all(type(one) is int and 0 < one < 100 for one in given)
+        if not fits or not given or len(set(given)) < len(given):
+            raise InputError(f"{name} must be different whole numbers from 1 to 99, got {given!r:.80}")
     checks.tokens(s.lengths, "lengths")
-    checks.tokens(s.ranks, "ranks")
     for name in ("repeats", "answer_tokens", "answers", "longest", "questions", "live_tokens"):
         checks.count(getattr(s, name), name)
     if checks.count(s.decode_tokens, "decode_tokens") < 2:
@@ -123,7 +124,7 @@ def _made(run: Run) -> Tables:
 
     stored = run.piece_now("levels", take, timed=False)
     found = {name: pd.DataFrame(stored[name]) for name in ("layers", "levels", "making")}
-    if _sum() != stored["sha256"]:
+    if _sum() != stored["sha256"] or not _complete():
         below = found["levels"][found["levels"].percent < 100]
         anchors = found["layers"].layer[found["layers"].anchor == 1].tolist()
         options = {"anchors": anchors, "shapes": _shapes(found["levels"])}
@@ -139,11 +140,13 @@ def _known(s: Any) -> tuple[list[float], dict[str, Any]]:
         return shares, {}
     try:
         layers, levels = (pd.read_csv(REFERENCE / f"{name}.csv") for name in ("layers", "levels"))
-        closest = [levels.iloc[(levels.share - share).abs().argmin()] for share in shares]
+        below = levels[levels.percent < make.ORDERED]
+        closest = [below.iloc[(below.share - share).abs().argmin()] for share in shares]
         anchors = layers.layer[layers.anchor == 1].tolist()
     except (OSError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{REFERENCE} is not the reference it was: {error}; `git checkout data`") from None
-    if any(abs(level.share - share) > NEAR for level, share in zip(closest, shares, strict=True)):
+    off = [abs(level.share - share) for level, share in zip(closest, shares, strict=True)]
+    if max(off) > NEAR or len({level.percent for level in closest}) < len(shares):
         return shares, {"anchors": anchors}
     return [float(level.share) for level in closest], {"anchors": anchors, "shapes": _shapes(levels)}
 
@@ -183,6 +186,14 @@ def _sum() -> str:
         return hashlib.sha256((LEVELS / MANIFEST).read_bytes()).hexdigest()
     except OSError:
         return ""
+
+
+def _complete() -> bool:
+    """Whether every level of the manifest is there as it was made."""
+    try:
+        return bool(load_levels(LEVELS))
+    except InputError:
+        return False
 
 
 def _with_bytes(levels: pd.DataFrame) -> pd.DataFrame:

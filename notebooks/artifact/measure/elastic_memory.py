@@ -66,7 +66,7 @@ def _measured(levels: dict[int, Level], what: str, context: int) -> int:
     if what == NO_MODEL:
         return _used()
     if what in (RESIDENT, ON_DEMAND):
-        turn = iter(levels)
+        turn = iter(reversed(levels))  # the largest last, so that one at a time is that one, not the smallest
         with ElasticEndpoint(levels, lambda _: next(turn), resident=what == RESIDENT, n_ctx=context) as end:
             asyncio.run(_answers(end, prompt, len(levels)))
             return _used()

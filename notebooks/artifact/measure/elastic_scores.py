@@ -128,6 +128,14 @@ class Methods:
         more = [*others, first + STREAM, FULL + STREAM] if percent == nearest([*self.levels]) else []
         return [STORED, ALIKE, ORDERED, first, FULL, *more]
 
+    def asked(self, percent: int) -> list[str]:
+        """Those of them that are asked questions: at the level nearest 80 % they are compared."""
+        if percent == 100:
+            return [STORED]
+        return (
+            [STORED, ORDERED, rank(self.settings.ranks[0]), FULL] if percent == nearest([*self.levels]) else [ORDERED]
+        )
+
     def files(self, percent: int, method: str) -> tuple[Path, Path | None]:
         """The file of a level made in one way, and its adapter or None."""
         if (percent, method) not in self._made:
@@ -200,7 +208,7 @@ class Methods:
 
 def pieces(levels: int, ranks: int) -> int:
     """How many pieces an evaluation has."""
-    return 3 + ranks + 5 * (levels - 1) + len(TASKS) * (2 * levels - 1)
+    return 3 + ranks + 5 * (levels - 1) + len(TASKS) * (levels + 3)
 
 
 def evaluate(run: Run, levels: Mapping[int, Level], shapes: Mapping[int, Shape], anchors: Sequence[int]) -> Tables:
@@ -216,7 +224,7 @@ def evaluate(run: Run, levels: Mapping[int, Level], shapes: Mapping[int, Shape],
                 found = run.piece_now(f"perplexity {percent} {method}", take, timed=False)
                 rows["perplexity"] += found["perplexity"]
                 rows["recovery"] += found["recovery"]
-            for method in [STORED] if percent == 100 else [ORDERED, rank(s.ranks[0])]:
+            for method in methods.asked(percent):
                 for task, some in asked.items():
                     chosen = partial(_accuracy, methods, percent, method, some)
                     ticked = run.piece_now(f"accuracy {percent} {method} {task}", chosen, timed=False)
@@ -229,9 +237,7 @@ def _perplexity(methods: Methods, percent: int, method: str, answers: Sequence[t
     rows = []
     with scored(*methods.files(percent, method)) as llama:
         for number, (prompt, answer) in enumerate(answers):
-            llama.reset()
-            llama.eval(prompt + answer)
-            total = nats(llama.scores[len(prompt) - 1 : len(prompt) + len(answer) - 1], answer).sum()
+            total = nats(_logits(llama, prompt + answer[:-1], rows=len(answer)), answer).sum()
             rows.append(
                 {
                     "percent": percent,
@@ -266,22 +272,30 @@ def _accuracy(methods: Methods, percent: int, method: str, asked: Sequence[Quest
     return rows
 
 
-def option_nats(llama: "Llama", question: Question, *, prefix_cache: bool = False) -> Iterator[NDArray[np.float64]]:
-    """Nats of the tokens of each option, behind the question, which is evaluated once for all.
+def option_nats(llama: "Llama", question: Question, *, same: int = 0) -> Iterator[NDArray[np.float64]]:
+    """Nats of the tokens of each option behind the question, which is evaluated once for all.
 
-    prefix_cache   whether the beginning that it has in common with the last question is not evaluated again
+    same   how many first tokens, but not all, it has in common with the one before: these are not evaluated again
     """
-    same = llama.longest_token_prefix(llama.input_ids[: llama.n_tokens], question.text[:-1]) if prefix_cache else 0
-    llama.reset()
-    llama.n_tokens = same
-    llama.eval(question.text[same:])
-    known = len(question.text)
-    first = llama.scores[known - 1 : known].copy()
+    first = _logits(llama, question.text[same:], rows=1, known=same).copy()
     for option in question.options:
-        llama.n_tokens = known  # the option before is forgotten, the question stays
-        if len(option) > 1:
-            llama.eval(option[:-1])
-        yield nats(np.concatenate([first, llama.scores[known : known + len(option) - 1]]), option)
+        after = option[:-1]  # in the place of the option before
+        rows = [first, _logits(llama, after, rows=len(after), known=len(question.text))] if after else [first]
+        yield nats(np.concatenate(rows), option)
+
+
+def _logits(llama: "Llama", ids: Ids, *, rows: int, known: int = 0) -> NDArray[np.float32]:
+    """Logits after each of the last `rows` ids, which follow the first `known` ones in the cache.
+
+    They are there until the next call. `eval` would compute those of every id, a fifth of the whole model's work.
+    """
+    llama._ctx.kv_cache_seq_rm(-1, known, -1)
+    llama._batch.set_batch(batch=ids, n_past=known, logits_all=True)
+    for at in range(len(ids) - rows):
+        llama._batch.batch.logits[at] = False
+    llama._ctx.decode(llama._batch)
+    logits: NDArray[np.float32] = np.ctypeslib.as_array(llama._ctx.get_logits(), shape=(rows, llama.n_vocab()))
+    return logits
 
 
 def nats(logits: NDArray[np.float32], ids: Ids) -> NDArray[np.float64]:
@@ -293,6 +307,6 @@ def nats(logits: NDArray[np.float32], ids: Ids) -> NDArray[np.float64]:
 
 
 def scored(path: Path, adapter: Path | None = None) -> "closing[Llama]":
-    """A level whose logits after every token are asked for, with its adapter; it is closed with the block."""
-    options = {"n_ctx": CONTEXT, "n_threads": THREADS, "n_threads_batch": THREADS, "logits_all": True}
+    """A level, with its adapter, to be asked for logits; it is closed with the block."""
+    options = {"n_ctx": CONTEXT, "n_threads": THREADS, "n_threads_batch": THREADS, "n_batch": CONTEXT}
     return closing(model.load(path, lora_path=None if adapter is None else str(adapter), **options))

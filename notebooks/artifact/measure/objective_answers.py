@@ -7,6 +7,7 @@ Texts are fetched when this runs; only numbers leave this module, frequencies of
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import cache, partial
+from os.path import commonprefix
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -218,11 +219,14 @@ def kept(asked: Asked, p: float, scores: Floats) -> Ids:
 
 def _right(level: Level, asked: Sequence[Asked], p: float, scorer: Scorer) -> list[int]:
     """1 for each prompt whose right option has the highest mean log-probability, otherwise 0."""
-    found = []
+    found: list[int] = []
+    before: Ids = []
     with scored(level.path, level.adapter) as llama:
         for one in asked:
             ids = one.ids if p == 1 else kept(one, p, scorer(one.ids))
             question = Question(0, ids, one.options, one.right)
-            means = [nats.mean() for nats in option_nats(llama, question, prefix_cache=True)]
+            same = min(len(commonprefix([before, ids])), len(ids) - 1)  # the examples, where they were compressed alike
+            means = [nats.mean() for nats in option_nats(llama, question, same=same)]
+            before = ids
             found.append(int(np.argmin(means) == one.right))
     return found

@@ -41,8 +41,17 @@ def test_perplexity_and_the_part_of_the_loss_that_is_closed():
         80: {"order": True, "anchors": True},
         40: {"order": True, "anchors": False},
     }
-    ends = elastic.with_whole(table.reset_index())
-    assert set(ends[ends.percent == 100].method) == {STORED, ALIKE, ORDERED, "rank 8", FULL}
+
+
+def test_a_method_that_was_tried_at_one_level_has_no_line():
+    table = pd.concat(
+        [scores(), scores()[lambda t: t.method == FULL].query("percent == 80").assign(method="rank 16")]
+    )
+    drawn = elastic.lines(elastic.perplexity(measured(perplexity=table), 50, 0))
+    assert set(drawn.method) == {STORED, ALIKE, ORDERED, "rank 8", FULL}
+    for _, line in drawn.groupby("method"):
+        assert sorted(line.percent) == [40, 80, 100]
+        assert line.perplexity[line.percent == 100].item() == pytest.approx(np.exp(2))
 
 
 def test_recovery_is_told_at_the_level_nearest_80_percent():

@@ -12,7 +12,7 @@ from artifact.errors import ArtifactError
 from tests.helpers import tiny
 from tests.helpers.levels import numpy_logits
 
-COLD = 1e-4  # a temperature at which the most likely token is as good as certain
+COLD, NEAR = 1e-4, 2e-3  # a temperature at which no token is drawn whose logit is further below the highest
 STOP = 7
 
 
@@ -21,12 +21,10 @@ def model(tmp_path_factory):
     return load(tiny.tiny_model(tmp_path_factory.mktemp("tiny") / "model.gguf"))
 
 
-def greedy(model, prompt, tokens, stop):
-    """The most likely answer, by a forward pass over the text for each of its tokens."""
-    text = list(prompt)
-    while len(text) < tokens and not (len(text) > len(prompt) and text[-1] == stop):
-        text.append(int(np.argmax(numpy_logits(model, text)[-1])))
-    return text
+def below_the_highest(model, prompt, text):
+    """By how much the logit of each token of an answer is below the highest, from a forward pass over all of it."""
+    logits = numpy_logits(model, text)[len(prompt) - 1 : -1]
+    return logits.max(1) - logits[np.arange(len(logits)), text[len(prompt) :]]
 
 
 @settings(max_examples=20)
@@ -38,7 +36,12 @@ def greedy(model, prompt, tokens, stop):
 def test_without_chance_each_answer_is_the_most_likely_one(model, prompts, more, stop):
     tokens = max(map(len, prompts)) + more
     found = sample(model, prompts, tokens, stop, np.random.default_rng(0), COLD)
-    assert found == [greedy(model, prompt, tokens, stop) for prompt in prompts]
+    for prompt, text in zip(prompts, found, strict=True):
+        answer = text[len(prompt) :]
+        assert text[: len(prompt)] == prompt
+        assert below_the_highest(model, prompt, text).max() < NEAR
+        assert stop not in answer[:-1]
+        assert len(text) == tokens or answer[-1] == stop
 
 
 def test_tokens_are_drawn_from_the_softmax(model):

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import resource
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -257,25 +258,27 @@ def test_a_level_is_cut_from_the_ordered_model_alone(made, tmp_path):
     assert [one.name for one in tmp_path.iterdir()] == ["50.gguf"]
 
 
-@pytest.fixture
-def small_files():
-    """No file of this process grows beyond so many bytes, as on a disk that is full."""
+@contextmanager
+def small_files(most):
+    """No file of this process grows beyond so many bytes, as on a disk that is full: not even pytest's output."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("most", [0, 100, 5000, 50_000])
-def test_a_full_disk_is_one_line_and_leaves_what_was_there(made, tmp_path, small_files, most):
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(made, tmp_path, most):
     path, order, ordered = made["Q4_1"]
     target = tmp_path / "level.gguf"
     target.write_bytes(b"what was there")
-    small_files(most)
     for write in (
         lambda: write_ordered(path, order, target),
         lambda: write_level(ordered, Shape(3, 128), [0], target),
     ):
-        with pytest.raises(ArtifactError, match=r"^cannot write .*level\.gguf: \w") as caught:
+        with pytest.raises(ArtifactError, match=r"^cannot write .*level\.gguf: \w") as caught, small_files(most):
             write()
         assert "\n" not in str(caught.value)
     assert [one.name for one in tmp_path.iterdir()] == ["level.gguf"]

@@ -1,13 +1,14 @@
 """Measuring levels: what a token costs in nats, what the reference is used for, and what goes on without texts."""
 
 import json
+from contextlib import closing
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from artifact.data import parse
+from artifact.data import model, parse
 from artifact.elastic.cut import Shape
 from artifact.errors import ArtifactError, TraceError
 from artifact.measure import elastic, elastic_memory, elastic_scores
@@ -23,11 +24,11 @@ def tiny(tmp_path_factory):
     return tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
 
 
-def lost(llama, known, ids):
-    """Nats of ids after others, evaluated from an empty state."""
-    llama.reset()
-    llama.eval(known + ids)
-    rows = llama.scores[len(known) - 1 : len(known) + len(ids) - 1]
+def lost(path, known, ids):
+    """Nats of ids after others, evaluated from an empty state with all logits."""
+    with closing(model.load(path, n_ctx=64, logits_all=True)) as llama:
+        llama.eval(known + ids)
+        rows = llama.scores[len(known) - 1 : len(known) + len(ids) - 1].copy()
     return [np.log(np.exp(row.astype(float)).sum()) - row[id] for row, id in zip(rows, ids, strict=True)]
 
 
@@ -35,8 +36,20 @@ def test_options_that_share_the_state_of_their_question_score_as_if_each_stood_a
     question = Question(0, [3, 1, 4, 1, 5], [[9, 2, 6], [5], [3, 5, 8, 9]], 1)
     with elastic_scores.scored(tiny) as llama:
         found = list(elastic_scores.option_nats(llama, question))
-        for option, nats in zip(question.options, found, strict=True):
-            np.testing.assert_allclose(nats, lost(llama, question.text, option), atol=1e-4)
+    for option, nats in zip(question.options, found, strict=True):
+        np.testing.assert_allclose(nats, lost(tiny, question.text, option), atol=1e-4)
+
+
+def test_what_a_question_has_in_common_with_the_one_before_is_evaluated_once(tiny):
+    before, question = (
+        Question(0, [3, 1, 4, 1, 5], [[9, 2], [6]], 0),
+        Question(1, [3, 1, 4, 8], [[7, 5], [2, 2, 2]], 0),
+    )
+    with elastic_scores.scored(tiny) as llama:
+        list(elastic_scores.option_nats(llama, before))
+        found = list(elastic_scores.option_nats(llama, question, same=3))
+    for option, nats in zip(question.options, found, strict=True):
+        np.testing.assert_allclose(nats, lost(tiny, question.text, option), atol=1e-4)
 
 
 def test_answers_and_choices_are_numbers_alone(tiny, tmp_path):
@@ -48,8 +61,7 @@ def test_answers_and_choices_are_numbers_alone(tiny, tmp_path):
     assert (rows.chosen_nats <= rows.right_nats).all()
     assert rows.chosen_nats[rows.right == 1].equals(rows.right_nats[rows.right == 1])
     found = elastic_scores._perplexity(methods, 100, ORDERED, [([1, 2, 3], [4, 5])])
-    with elastic_scores.scored(tiny) as llama:
-        assert found["perplexity"][0]["nats"] == pytest.approx(sum(lost(llama, [1, 2, 3], [4, 5])), abs=1e-3)
+    assert found["perplexity"][0]["nats"] == pytest.approx(sum(lost(tiny, [1, 2, 3], [4, 5])), abs=1e-3)
     assert found["recovery"] == []
 
 
@@ -60,16 +72,24 @@ def test_the_ways_to_make_a_level_are_named_and_counted():
     assert methods.of(100) == [STORED, ORDERED]
     assert methods.of(40) == ["as stored", "in order, no anchors", "in order", "rank 8", "full"]
     assert methods.of(81) == [*methods.of(40), "rank 16", "rank 8, towards the stream", "full, towards the stream"]
-    per_level = sum(len(methods.of(percent)) for percent in levels)
-    assert elastic_scores.pieces(len(levels), 2) == per_level + 3 * (1 + 2 + 2)
+    assert [methods.asked(percent) for percent in levels] == [
+        [STORED],
+        [STORED, ORDERED, "rank 8", "full"],
+        [ORDERED],
+    ]
+    pieces = sum(len(methods.of(percent)) + 3 * len(methods.asked(percent)) for percent in levels)
+    assert elastic_scores.pieces(len(levels), 2) == pieces
     assert elastic_scores.nearest([100, 90, 79, 40]) == 79
 
 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"percents": [100]}, "percents must be whole numbers from 1 to 99, got .100"),
+        ({"percents": [100]}, "percents must be different whole numbers from 1 to 99, got .100"),
         ({"percents": []}, r"got \[\]"),
+        ({"percents": 80}, "percents must be different whole numbers from 1 to 99, got 80"),
+        ({"percents": [80, 80]}, r"different whole numbers from 1 to 99, got \[80, 80\]"),
+        ({"ranks": [8, 8]}, r"ranks must be different whole numbers from 1 to 99, got \[8, 8\]"),
         ({"decode_tokens": 1}, "decode_tokens must be at least 2"),
         ({"repeats": 0}, "repeats"),
         ({"lengths": [9000]}, "tokens of context"),
