@@ -7,7 +7,6 @@ Texts are fetched when this runs; only numbers leave this module, frequencies of
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import cache, partial
-from os.path import commonprefix
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -225,8 +224,13 @@ def _right(level: Level, asked: Sequence[Asked], p: float, scorer: Scorer) -> li
         for one in asked:
             ids = one.ids if p == 1 else kept(one, p, scorer(one.ids))
             question = Question(0, ids, one.options, one.right)
-            same = min(len(commonprefix([before, ids])), len(ids) - 1)  # the examples, where they were compressed alike
-            means = [nats.mean() for nats in option_nats(llama, question, same=same)]
+            means = [nats.mean() for nats in option_nats(llama, question, same=_same(before, ids))]
             before = ids
             found.append(int(np.argmin(means) == one.right))
     return found
+
+
+def _same(before: Ids, ids: Ids) -> int:
+    """How many first ids, but not all, two prompts have in common: the examples, where they were compressed alike."""
+    other = (at for at, (one, two) in enumerate(zip(before, ids, strict=False)) if one != two)
+    return next(other, min(len(before), len(ids) - 1))
