@@ -16,6 +16,7 @@ from artifact.data import traces
 from artifact.files import ROOT
 from artifact.measure import store
 from artifact.measure.elastic_scores import ORDERED, STORED
+from artifact.measure.objective_races import ALONE
 from artifact.measure.store import Measured
 from disco_core import checks
 from disco_core.checks import Floats
@@ -46,6 +47,20 @@ def speeds(percents: Iterable[int], head_share: float) -> tuple[dict[int, float]
     h = checks.fraction(head_share, "head_share")
     shares = {percent: checks.number(percent, "a level", 0, 100, above=True) / 100 for percent in percents}
     return shares, {percent: h + (1 - h) * m for percent, m in shares.items()}
+
+
+def reference_speeds(
+    measurements: str | Path, percents: Iterable[int]
+) -> tuple[dict[int, float], dict[int, float]] | None:
+    """`speeds` by the measurement elastic/ in a folder, medians over its prompt lengths; None where there is none of
+    all these levels.
+    """
+    if not (ROOT / measurements / "elastic").exists():
+        return None
+    ratios = elastic.latency(store.read(measurements, "elastic")).groupby("percent")[["ttft", "tpot"]].median()
+    if not set(percents) <= set(ratios.index):
+        return None
+    return {m: float(ratios.ttft[m]) for m in percents}, {m: float(ratios.tpot[m]) for m in percents}
 
 
 def reference_nats(measurements: str | Path, percents: Iterable[int]) -> dict[int, float] | None:
@@ -201,6 +216,40 @@ def frontier(runs: Mapping[float, pd.DataFrame]) -> pd.DataFrame:
             found |= {"tokens": 100 * row[f"tokens_{end}"]}
             rows.append(found | ({"nats": row[f"nats_{end}"]} if f"nats_{end}" in row else {}))
     return pd.DataFrame(rows).dropna(subset="tokens").reset_index(drop=True)
+
+
+def raced(measured: Measured, replicates: int, seed: int) -> pd.DataFrame:
+    """Live answers under each plan, with the whole model and with levels on the device.
+
+    Returns policy; whole_s and levels_s, mean TTFT; cut and p90_cut, how much lower mean and P90 TTFT are with levels
+    (percent), with 95 % bands (bootstrap over prompts); simulated, the cut of the mean in the simulator; m, the mean
+    level; begun and moved, shares (percent) of the answers with levels that a smaller level begins, and that move;
+    delayed, tokens of these answers that came after their deadline.
+    """
+    found = []
+    for policy, part in measured["races"].groupby("policy", sort=False):
+        by = part.pivot(index="request", columns="device", values=["ttft_s", "predicted_s"])
+        draws = np.random.default_rng(seed).integers(len(by), size=(replicates, len(by)))
+        whole, ours = by.ttft_s["whole"].to_numpy(), by.ttft_s["levels"].to_numpy()
+        row = {"policy": policy, "whole_s": whole.mean(), "levels_s": ours.mean()}
+        for name, of in (("cut", partial(np.mean, axis=-1)), ("p90_cut", _p90)):
+            bands = np.quantile(_cut(of(whole[draws]), of(ours[draws])), [0.025, 0.975])
+            row |= {name: _cut(of(whole), of(ours)), f"{name}_low": bands[0], f"{name}_high": bands[1]}
+        row["simulated"] = _cut(*by.predicted_s[["whole", "levels"]].mean())
+        levels = part[part.device == "levels"]
+        smaller = (levels.level < elastic.WHOLE) & ((levels.winner == "device") | (policy == ALONE))
+        row |= {"m": levels.level.mean(), "begun": 100 * smaller.mean()}
+        row |= {"moved": 100 * (levels.migrated_at > 0).mean(), "delayed": int(levels.delay_num.sum())}
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def _p90(ttft_s: Floats) -> Any:
+    return np.quantile(ttft_s, 0.9, axis=-1, method="inverted_cdf")
+
+
+def _cut(whole_s: Any, ours_s: Any) -> Any:
+    return 100 * (1 - ours_s / whole_s)
 
 
 def _by_percent(values: Mapping[int, float]) -> Floats:

@@ -88,8 +88,8 @@ def task_prompts(task: str, calibration: int, test: int, seed: int) -> list[Aske
     return found
 
 
-def plain_prompts(count: int, tokens: int, seed: int) -> list[Asked]:
-    """Requests of about so many tokens made of the committed prompts, in the chat template; they have no options.
+def plain_prompts(tokens: Sequence[int], seed: int) -> list[Asked]:
+    """Requests of about so many tokens each made of the committed prompts, in the chat template, without options.
 
     The last prompt stays, as a question does, and so do the marks of the template; those before it are compressed.
     """
@@ -97,9 +97,9 @@ def plain_prompts(count: int, tokens: int, seed: int) -> list[Asked]:
     order = np.random.default_rng([seed, SHOTS]).permutation(len(texts))
     lengths = np.array([len(_ids(text)) for text in texts])
     found = []
-    for k in range(count):
+    for k, wanted in enumerate(tokens):
         turn = np.roll(order, -k)
-        used = 1 + int(np.searchsorted(np.cumsum(lengths[turn]), tokens))
+        used = 1 + int(np.searchsorted(np.cumsum(lengths[turn]), wanted))
         last, *before = [texts[i] for i in turn[:used]]
         opening, ending = model.TEMPLATE.split("{prompt}")
         spans = [(opening, True), ("".join(f"{text}\n\n" for text in before), False), (last + ending, True)]

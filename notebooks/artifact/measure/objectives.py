@@ -12,9 +12,12 @@
                  met_ttft, met_tpot
     answers      question, p, m, right; if evaluated
     compression  method, p, question, right, with the whole model; if evaluated
+    races        policy, device ("whole" or "levels"), request, prompt_tokens, level (that the plan asks for), held_s
+                 (the emulated network delay), predicted_s (TTFT in the simulator), and the record of the answer;
+                 where it moves up to the whole model, the columns of the server are the level's
 
-Without evaluation the prompts are made of the committed ones, a tenth of the requests is sent, and pairs are chosen
-by a classifier trained on the committed reference's answers; without a reference, the heaviest feasible one.
+Without evaluation the prompts are made of the committed ones, a tenth of requests and races is sent, and pairs are
+chosen by a classifier trained on the committed reference's answers; without a reference, the heaviest feasible one.
 """
 
 import time
@@ -31,10 +34,10 @@ from artifact.data import model
 from artifact.elastic.labels import Outcomes, train_right
 from artifact.errors import ArtifactError
 from artifact.files import DATA, ROOT
-from artifact.measure import objective_answers, objective_requests
+from artifact.measure import objective_answers, objective_races, objective_requests
 from artifact.measure.answers import run_in_thread
 from artifact.measure.elastic import LEVELS, made_levels
-from artifact.measure.elastic_scores import CONTEXT, TASKS, missing
+from artifact.measure.elastic_scores import CONTEXT, TASKS, Ids, missing
 from artifact.measure.objective_answers import CALIBRATION, FREQUENCIES, Asked
 from artifact.measure.objective_requests import Decider, Served
 from artifact.measure.pieces import Run, Tables
@@ -74,7 +77,8 @@ def measure(run: Run) -> Tables:
     asked, reference = _asked(s, evaluates), _reference(s.evaluate)
     frequencies = _frequencies(asked, reference)
     repeats, requests = (s.repeats, s.requests) if evaluates else (1, -(-s.requests // FEWER))
-    live = len(levels) * len(s.lengths) * repeats + s.repeats + 1 + len(s.alphas) * -(-requests // TOGETHER)
+    races = s.races if evaluates else -(-s.races // FEWER)
+    live = len(levels) * len(s.lengths) * repeats + s.repeats + 1 + len(s.alphas) * -(-requests // TOGETHER) + races
     run.expect(live + (objective_answers.pieces(len(levels), len(s.shares)) if evaluates else 0))
     found = {
         "frequencies": objective_answers.counts(frequencies),
@@ -86,7 +90,9 @@ def measure(run: Run) -> Tables:
         found |= {name: pd.DataFrame(columns=some) for name, some in objective_answers.COLUMNS.items()}
     classifier = given or _trained(found if evaluates else reference, frequencies)
     sent = [one for one in asked if one.split != CALIBRATION]
-    return found | run_in_thread(_live(run, levels, sent, Choice(frequencies, classifier, repeats, requests)))
+    found |= run_in_thread(_live(run, levels, sent, Choice(frequencies, classifier, repeats, requests)))
+    profiles, raced = latency_model(found, s.shares).levels, _race_prompts(races, s.race_tokens, s.seed)
+    return found | run_in_thread(objective_races.raced(run, levels, profiles, raced))
 
 
 class Choice(NamedTuple):
@@ -115,12 +121,15 @@ def _check(s: Any) -> None:
         checks.number(alpha, "alphas", -10.0, 10.0)
     checks.number(s.utilisation, "utilisation", 0.0, 0.99, above=True)
     checks.tokens(s.lengths, "lengths")
-    for name in ("requests", "calibration", "test", "prompt_tokens", "repeats", "answer_tokens"):
+    for name in ("requests", "calibration", "test", "prompt_tokens", "repeats", "answer_tokens", "races"):
         checks.count(getattr(s, name), name)
     if checks.count(s.decode_tokens, "decode_tokens") < 2 or len({*s.lengths}) < 2:
         raise InputError("TPOT needs at least 2 decode_tokens, and a line of TTFT at least 2 different lengths")
     if max(s.lengths) + s.decode_tokens > CONTEXT or s.prompt_tokens + s.decode_tokens > CONTEXT // 2:
         raise InputError(f"lengths with decode_tokens must be at most {CONTEXT}, prompt_tokens half as many")
+    if len(checks.tokens(s.race_tokens, "race_tokens")) != 2 or s.race_tokens[0] > s.race_tokens[1]:
+        raise InputError(f"race_tokens must be the least and the most tokens of a prompt, got {s.race_tokens!r:.80}")
+    objective_races.check(s)
     checks.instance_of(s.evaluate, bool, "evaluate")
     checks.instance_of(s.classifier, str, "classifier")
     non_negative_int(s.seed, "seed")
@@ -128,8 +137,15 @@ def _check(s: Any) -> None:
 
 def _asked(s: Any, evaluates: bool) -> list[Asked]:
     if not evaluates:
-        return objective_answers.plain_prompts(s.test, s.prompt_tokens, s.seed)
+        return objective_answers.plain_prompts([s.prompt_tokens] * s.test, s.seed)
     return [one for task in TASKS for one in objective_answers.task_prompts(task, s.calibration, s.test, s.seed)]
+
+
+def _race_prompts(races: int, tokens: Sequence[int], seed: int) -> list[Ids]:
+    """Prompts for the races, of lengths at equal steps from the least to the most, in a random order."""
+    lengths = np.linspace(tokens[0], tokens[-1], races).round().astype(int)
+    mixed = np.random.default_rng(seed).permutation(lengths).tolist()
+    return [one.ids for one in objective_answers.plain_prompts(mixed, seed)]
 
 
 def _reference(evaluate: bool) -> Tables:

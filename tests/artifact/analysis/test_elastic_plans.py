@@ -152,3 +152,29 @@ def test_a_mistake_is_one_clear_line(other, said):
 def test_a_level_is_a_percent():
     with pytest.raises(dc.InputError, match="a level must be finite and above 0, got 0"):
         elastic_plans.speeds((100, 0), 0.31)
+
+
+def test_speeds_of_a_machine_are_known_where_all_levels_were_timed(tmp_path):
+    prefill, decode = elastic_plans.reference_speeds("data/measured", (100, 60, 30))
+    assert prefill[100] == decode[100] == 1
+    assert 0 < prefill[30] < prefill[60] < 1
+    assert 0 < decode[30] < decode[60] < 1
+    assert elastic_plans.reference_speeds("data/measured", (100, 55)) is None
+    assert elastic_plans.reference_speeds(tmp_path, (100,)) is None
+
+
+def test_live_cuts_are_of_the_same_prompts():
+    """Levels halve every TTFT of the device alone, and change nothing where the server answers."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for request, first_s in enumerate(rng.uniform(0.5, 2, 30)):
+        for policy, winner, ratio in (("DiSCo-S", "server", 1.0), (elastic_plans.ALONE, "device", 0.5)):
+            for device, times in (("whole", 1.0), ("levels", ratio)):
+                about = {"policy": policy, "device": device, "request": request, "level": 100 if times == 1 else 50}
+                about |= {"ttft_s": first_s * times, "predicted_s": first_s * times, "winner": winner}
+                rows.append(about | {"migrated_at": 3 if times < 1 else 0, "delay_num": 0})
+    found = elastic_plans.raced({"races": pd.DataFrame(rows)}, 200, 0).set_index("policy")
+    assert found.loc["DiSCo-S", ["cut", "cut_low", "cut_high", "simulated", "begun", "moved"]].tolist() == [0] * 6
+    alone = found.loc[elastic_plans.ALONE]
+    assert alone[["cut", "cut_low", "cut_high", "p90_cut", "simulated"]].tolist() == pytest.approx([50] * 5)
+    assert alone[["begun", "moved", "m"]].tolist() == [100, 100, 50]

@@ -127,7 +127,7 @@ def test_examples_calibration_and_test_questions_share_none(task):
 
 
 def test_committed_prompts_make_requests_of_a_length_whose_last_prompt_stays():
-    found = objective_answers.plain_prompts(130, 80, 0)
+    found = objective_answers.plain_prompts([80] * 130, 0)
     lengths = [len(one.ids) for one in found]
     assert min(lengths) >= 80
     assert max(lengths) < 80 + 130
@@ -302,7 +302,7 @@ def test_requests_are_answered_live_by_the_pair_that_is_chosen(tmp_path, levels_
     levels = elastic.load_levels(levels_folder, model.smollm2_path())
     few = {"lengths": [16, 40], "repeats": 1, "alphas": [0, 0.25], "decode_tokens": 4}
     run = a_run(tmp_path, "objectives", **few)
-    sent = objective_answers.plain_prompts(4, 24, 0)
+    sent = objective_answers.plain_prompts([24] * 4, 0)
     frequencies = objective_answers.counted([one.text for one in sent])
     found = objectives.run_in_thread(objectives._live(run, levels, sent, Choice(frequencies, None, 1, 8)))
     rows = found["requests"]
