@@ -154,14 +154,15 @@ async def _races(every: Sequence[Compared], ends: Ends, ids: Ids, request: int) 
 
 
 async def _answer(one: Compared, ends: Ends, ids: Ids, request: int) -> Record:
-    """The record of one answer. One that moves up has the level in the place of the server."""
-    ends.device.planned, moves_up = one.device, one.policy == ALONE and one.rule is not None
+    """The record of one answer. One that may move up has its level in the place of the server."""
+    ends.device.planned = one.device
+    moves_up = one.policy == ALONE and one.device.level([len(ids)])[0] < WHOLE
     answer = stream(
         ids,
         plan=plan_server_only() if moves_up else one.plan,
         server=ends.device if moves_up else ends.server,
         device=ends.whole if moves_up else ends.device,
-        rule=one.rule,
+        rule=one.rule if moves_up or one.policy != ALONE else None,
         max_tokens=ANSWER_TOKENS,
         wait=False,
         rng=_rng(ends, request),
