@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from artifact.elastic import policies
 from artifact.elastic.policies import BASELINES, PAPER
+from artifact.measure import objective_live, objective_requests
 from artifact.measure import objectives as measuring
 from artifact.measure.objective_answers import CALIBRATION, FREQUENCIES, METHODS, TEST
 from artifact.measure.store import Measured
@@ -42,7 +43,7 @@ def evaluated(measured: Measured) -> bool:
 
 def latency(measured: Measured) -> LatencyModel:
     """The latency of every pair by the measured trials."""
-    return measuring.latency_model(measured.tables, measured.settings["shares"])
+    return objective_live.latency_model(measured.tables, measured.settings["shares"])
 
 
 def asked_for(measured: Measured) -> list[Objective]:
@@ -89,8 +90,8 @@ def possible(measured: Measured) -> pd.DataFrame:
 
 def requests(measured: Measured) -> pd.DataFrame:
     """The requests with objective (its name), met (0 or 1), met_queued (the same from the arrival), strict (the same
-    against the whole model's fitted latency, not the one that it keeps in 95 % of its trials), and right, NaN if not
-    evaluated.
+    against the whole model's fitted latency, not the one that it keeps in 95 % of its trials), possible (whether a
+    pair meets the objective against the latter), and right, NaN if not evaluated.
     """
     rows, whole = measured["requests"], latency(measured).levels[WHOLE]
     first_s = whole.ttft(rows.prompt_tokens.to_numpy(np.int64))
@@ -100,10 +101,27 @@ def requests(measured: Measured) -> pd.DataFrame:
         met=rows.met_ttft * rows.met_tpot,
         met_queued=((rows.queued_ttft_s <= rows.ttft * rows.whole_ttft_s) & (rows.met_tpot == 1)).astype(int),
         strict=strict.astype(int),
+        possible=_possible(measured, rows),
     )
     if not evaluated(measured):
         return table.assign(right=np.nan)
     return table.merge(measured["answers"], on=["question", "p", "m"], how="left")
+
+
+def _possible(measured: Measured, rows: pd.DataFrame) -> list[int]:
+    """1 for a request whose objective some pair meets, against what the whole model keeps in 95 % of its trials."""
+    model, protected = latency(measured), measured["prompts"].set_index("question").protected
+    first, token = whole_factors(measured)
+    found = []
+    for one in rows.itertuples():
+        ttft, tpot = model.ratios(one.prompt_tokens, int(protected[one.question]))
+        found.append(int(((ttft <= one.ttft * first) & (tpot <= one.tpot * token)).any()))
+    return found
+
+
+def whole_factors(measured: Measured) -> tuple[float, float]:
+    """What the whole model's TTFT and TPOT keep in 95 % of its trials among the requests, over the fitted ones."""
+    return objective_requests.whole_factors(measured["whole"], latency(measured))
 
 
 def met(table: pd.DataFrame, replicates: int, seed: int) -> pd.DataFrame:
@@ -201,7 +219,9 @@ def compression(measured: Measured, replicates: int, seed: int) -> pd.DataFrame:
 
 
 def scoring_s(measured: Measured, method: str, tokens: int) -> float:
-    """Seconds that a scorer takes for a prompt, by a line through its measured times; 0 for no scorer."""
+    """Seconds that a scorer takes for a prompt: in the requests, or by a line through its times; 0 for no scorer."""
+    if method == FREQUENCIES:
+        return float(measured["requests"].scoring_s.median())
     rows = measured["scoring"][measured["scoring"].method == method]
     if rows.empty:
         return 0.0

@@ -72,13 +72,16 @@ class Served(ElasticEndpoint):
         pair = decider.pair(scores, unknown, objective, int(asked.protected.sum()))
         decided = time.perf_counter()
         ids = asked.ids if pair.p == 1 else kept(asked, pair.p, scores)
-        before_s = time.perf_counter() - start
+        compressed = time.perf_counter()
+        before_s = compressed - start
+        met = decider.latency.meets([scores.size], objective, int(asked.protected.sum()))
         times = await self.answer(pair.m, ids, tokens)
         return {
             "p": pair.p,
             "m": pair.m,
             "kept": len(ids),
-            "scoring_s": scored - start,
+            "feasible": int(np.logical_and(*met).any()),
+            "scoring_s": scored - start + compressed - decided,
             "decision_s": decided - scored,
             "ttft_s": before_s + times[0],
             "tokens": len(times),
@@ -133,9 +136,9 @@ def queued(rows: pd.DataFrame, utilisation: float, rng: np.random.Generator) -> 
 
 def whole_factors(trials: pd.DataFrame, latency: LatencyModel) -> tuple[float, float]:
     """The most, in the share IN_TRIALS of its trials, that the whole model's TTFT and TPOT are of the fitted ones."""
-    rows, profile = trials[trials.percent == WHOLE], latency.levels[WHOLE]
-    first = rows.ttft_s / profile.ttft(rows.prompt_tokens.to_numpy(np.int64))
-    token = (rows.tpot_s * profile.decode_rate).dropna()
+    profile = latency.levels[WHOLE]
+    first = trials.ttft_s / profile.ttft(trials.prompt_tokens.to_numpy(np.int64))
+    token = (trials.tpot_s * profile.decode_rate).dropna()
     return _kept_in_trials(first), _kept_in_trials(token)
 
 

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from artifact.data import model, parse
 from artifact.elastic.labels import PROMPT_FEATURES
-from artifact.measure import elastic, objective_answers, objective_requests, objectives
+from artifact.measure import elastic, objective_answers, objective_live, objective_requests, objectives
 from artifact.measure.objective_answers import CALIBRATION, SHOTS, TEST, Asked
+from artifact.measure.objective_live import Choice
 from artifact.measure.objective_requests import Decider
-from artifact.measure.objectives import Choice
 from disco_core.errors import InputError
-from disco_core.systems.compression import Frequencies, keep
+from disco_core.systems.compression import keep
 from disco_core.systems.elastic import Classifier, LatencyModel, Level, Objective, Pair
 from tests.helpers.measuring import a_run, defaults
 from tests.helpers.outcomes import LATENCY, LEVELS, PAIRS, SHARES
@@ -29,10 +29,17 @@ OBJECTIVES = [Objective(1, 1), Objective(0.6, 0.8), Objective(0.2, 0.3)]
     ("changed", "told"),
     [
         ({"percents": [100]}, "percents must be whole numbers from 1 to 99, got .100"),
-        ({"shares": [0.7]}, "shares must be different numbers, 1 among them"),
+        ({"shares": [0.7]}, "shares must be different numbers"),
         ({"shares": [1, 1.5]}, "shares must be finite and"),
         ({"objectives": [1, 1]}, r"objectives must be pairs \[zeta_TTFT, zeta_TPOT\]"),
         ({"objectives": [[0, 1]]}, "objective: ttft must be finite and above 0"),
+        ({"objectives": [[1, 1], [1, 1.0]]}, "objectives must be different ones"),
+        ({"shares": [1]}, "shares must be different numbers of at most 6 decimals, 1 and smaller ones"),
+        ({"shares": [1, 1 / 3]}, "shares must be different numbers of at most 6 decimals"),
+        ({"races": 0}, "races"),
+        ({"race_tokens": [40]}, "race_tokens must be the least and the most"),
+        ({"race_tokens": [40, 20]}, "race_tokens must be the least and the most"),
+        ({"service": "gpt-9"}, "gpt-9"),
         ({"alphas": []}, "alphas must hold at least one"),
         ({"utilisation": 1}, "utilisation"),
         ({"lengths": [20]}, "at least 2 different lengths"),
@@ -62,6 +69,24 @@ def test_a_classifier_of_another_model_or_of_other_levels_is_one_line(tmp_path, 
         assert "\n" not in str(caught.value)
 
 
+def test_a_classifier_that_cannot_choose_among_the_pairs_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(objectives, "made_levels", lambda *_: {100: Level(1.0, model.smollm2_path())})
+    path = tmp_path / "classifier.npz"
+    for share, features, told in (
+        (1.0, 4, "on 4 features, not on 6"),
+        (0.3, 6, "does not know the share"),
+    ):
+        arrays = np.ones((1, features)), np.zeros(1), np.zeros(features), np.ones(features)
+        Classifier((Pair(share, 100),), *arrays).save(path, model.smollm2_path())
+        with pytest.raises(InputError, match=told) as caught:
+            objectives.measure(a_run(tmp_path, "objectives", classifier=str(path)))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="cannot be read"):
+        objectives.fingerprint(str(tmp_path / "nowhere.npz"))
+    assert objectives.fingerprint("") == ""
+    assert len(objectives.fingerprint(str(path))) == 64
+
+
 def test_levels_that_are_there_are_not_made_again_and_others_are_unknown(levels_folder, monkeypatch):
     monkeypatch.setattr(elastic, "LEVELS", levels_folder)
     made = []
@@ -81,14 +106,14 @@ def asked_of(tokens, protected=0, name="q"):
 
 def test_objectives_tighter_than_anything_feasible_are_one_line():
     prompts = [asked_of(100), asked_of(40)]
-    table = objectives._objectives(LATENCY, prompts, [*OBJECTIVES, Objective(0.01, 0.01)])
+    table = objective_live._objectives(LATENCY, prompts, [*OBJECTIVES, Objective(0.01, 0.01)])
     assert table.feasible.tolist() == [2, 2, 2, 0]
     assert table.least_tpot.tolist() == pytest.approx([0.3] * 4)
     assert table.least_ttft[0] == pytest.approx(0.06)
     with pytest.raises(
         InputError, match=r"^the objective <0.01, 0.01> cannot be met by any level for a prompt"
     ) as told:
-        objectives._objectives(LATENCY, prompts, [Objective(0.01, 0.01)])
+        objective_live._objectives(LATENCY, prompts, [Objective(0.01, 0.01)])
     assert "\n" not in str(told.value)
 
 
@@ -262,39 +287,33 @@ def test_latency_is_fitted_with_what_scoring_and_deciding_take():
         columns=["method", "prompt_tokens", "seconds"],
     )
     found = {"latency": trials, "scoring": scoring}
-    latency = objectives.latency_model(found, SHARES)
+    latency = objective_live.latency_model(found, SHARES)
     assert latency.scoring_s == pytest.approx((0.01, 0.001))
     assert latency.decision_s == 0
     assert set(latency.pairs) == set(PAIRS)
     assert latency.levels[60].ttft(80) == pytest.approx(0.48)
-    latency = objectives.latency_model(found | {"deciding": pd.DataFrame({"seconds": [0.2, 0.4]})}, SHARES)
+    latency = objective_live.latency_model(found | {"deciding": pd.DataFrame({"seconds": [0.2, 0.4]})}, SHARES)
     assert latency.decision_s == pytest.approx(0.3)
+    requests = pd.DataFrame({"scoring_s": [0.1, 0.2, 0.9], "decision_s": [0.01, 0.02, 0.5]})
+    latency = objective_live.latency_model(found | {"requests": requests}, SHARES)
+    assert (latency.scoring_s, latency.decision_s) == ((0.2, 0.0), 0.02)
 
 
-def test_what_is_learnt_from_answers_is_saved_for_the_model_and_its_levels(tmp_path, monkeypatch):
-    monkeypatch.setattr(objectives, "LEVELS", tmp_path)
-    frequencies = objective_answers.counted([[5, 6, 7]])
-    assert objectives._trained({}, frequencies) is None
+def test_pairs_are_learnt_from_the_answers_to_calibration_questions():
+    assert objectives._trained({}) is None
     prompts = pd.DataFrame(
         {"question": list("abcd"), "split": [CALIBRATION] * 3 + [TEST], "tokens": 9, "protected": 3}
     )
     prompts[list(PROMPT_FEATURES)] = 0.5
     rows = [(q, p, m, int(p * m > 25 and q != "d")) for q in "abcd" for p, m in PAIRS]
     answers = pd.DataFrame(rows, columns=["question", "p", "m", "right"])
-    assert objectives._trained({"answers": answers[:0], "prompts": prompts}, frequencies) is None
-    learnt = objectives._trained({"answers": answers, "prompts": prompts}, frequencies)
-    found = Classifier.load(tmp_path / "classifier.npz", model.smollm2_path(), [100, 60, 30])
-    assert found.pairs == learnt.pairs
-    assert (
-        found.scores([0.5] * 6)[found.pairs.index((1.0, 100))] > found.scores([0.5] * 6)[found.pairs.index((0.2, 30))]
-    )
-    again = Frequencies.load(tmp_path / "frequencies.npz", model.smollm2_path())
-    assert again.scores([5, 7]).tolist() == frequencies.scores([5, 7]).tolist()
+    assert objectives._trained({"answers": answers[:0], "prompts": prompts}) is None
+    learnt = objectives._trained({"answers": answers, "prompts": prompts})
+    scores = dict(zip(learnt.pairs, learnt.scores([0.5] * 6), strict=True))
+    assert scores[1.0, 100] > scores[0.2, 30]
     # of the test question, which no pair answers, nothing is learnt
     others = answers.assign(right=answers.right.where(answers.question != "d", 1))
-    assert np.allclose(
-        objectives._trained({"answers": others, "prompts": prompts}, frequencies).biases, learnt.biases
-    )
+    assert np.allclose(objectives._trained({"answers": others, "prompts": prompts}).biases, learnt.biases)
 
 
 @pytest.mark.slow
@@ -304,9 +323,11 @@ def test_requests_are_answered_live_by_the_pair_that_is_chosen(tmp_path, levels_
     run = a_run(tmp_path, "objectives", **few)
     sent = objective_answers.plain_prompts([24] * 4, 0)
     frequencies = objective_answers.counted([one.text for one in sent])
-    found = objectives.run_in_thread(objectives._live(run, levels, sent, Choice(frequencies, None, 1, 8)))
+    found = objectives.run_in_thread(objective_live.measured(run, levels, sent, Choice(frequencies, None, 1, 8)))
     rows = found["requests"]
     assert len(found["latency"]) == 3 * 2
+    assert len(found["whole"]) == 2 * objective_live.TRIALS
+    assert set(found["whole"].prompt_tokens) <= {16, 40}
     assert set(found["scoring"].method) == set(objective_answers.METHODS)
     assert rows.groupby("alpha").request.apply(list).to_dict() == {0: [*range(8)], 0.25: [*range(8)]}
     assert set(rows.m) <= set(levels)
