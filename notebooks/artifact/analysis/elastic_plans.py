@@ -7,8 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from artifact.analysis import elastic, scenario
 from artifact.analysis.sweep import sweep
@@ -18,6 +20,7 @@ from artifact.measure import store
 from artifact.measure.elastic_scores import ORDERED, STORED
 from artifact.measure.objective_races import ALONE
 from artifact.measure.store import Measured
+from artifact.publish import figures
 from disco_core import checks
 from disco_core.checks import Floats
 from disco_core.cost import Constraint, End
@@ -224,7 +227,8 @@ def raced(measured: Measured, replicates: int, seed: int) -> pd.DataFrame:
     Returns policy; whole_s and levels_s, mean TTFT; cut and p90_cut, how much lower mean and P90 TTFT are with levels
     (percent), with 95 % bands (bootstrap over prompts); simulated, the cut of the mean in the simulator; m, the mean
     level; begun and moved, shares (percent) of the answers with levels that a smaller level begins, and that move;
-    delayed, tokens of these answers that came after their deadline.
+    delayed, tokens of these answers that came after their deadline; empty, how many of them a level ended before its
+    first token, so that the other endpoint had to answer; cut_others, the cut of the mean without these prompts.
     """
     found = []
     for policy, part in measured["races"].groupby("policy", sort=False):
@@ -239,9 +243,30 @@ def raced(measured: Measured, replicates: int, seed: int) -> pd.DataFrame:
         levels = part[part.device == "levels"]
         smaller = (levels.level < elastic.WHOLE) & ((levels.winner == "device") | (policy == ALONE))
         row |= {"m": levels.level.mean(), "begun": 100 * smaller.mean()}
+        empty = levels.failures.notna()
+        others = ~by.index.isin(levels.request[empty])
+        row |= {"empty": int(empty.sum()), "cut_others": _cut(whole[others].mean(), ours[others].mean())}
         row |= {"moved": 100 * (levels.migrated_at > 0).mean(), "delayed": int(levels.delay_num.sum())}
         found.append(row)
     return pd.DataFrame(found)
+
+
+def draw_raced(races: pd.DataFrame) -> Figure:
+    """TTFT of live answers by prompt length, a panel for each plan: with the whole model, and with levels."""
+    fig, panels = plt.subplots(1, races.policy.nunique(), figsize=(figures.PAGE_IN, 2.4), sharey=True)
+    for panel, (policy, part) in zip(panels, races.groupby("policy", sort=False), strict=True):
+        whole, levels = (part[part.device == name] for name in ("whole", "levels"))
+        empty = part[part.failures.notna()]
+        panel.plot(whole.prompt_tokens, whole.ttft_s, "o", mfc="none", color="0.5", ms=4, label="whole model")
+        look = {"c": levels.level, "cmap": "viridis", "vmin": 30, "vmax": 100}
+        points = panel.scatter(levels.prompt_tokens, levels.ttft_s, s=12, zorder=3, label="levels", **look)
+        panel.plot(empty.prompt_tokens, empty.ttft_s, "x", color="0.2", ms=6, zorder=4, label="empty answer")
+        panel.set(title=policy, xlabel="prompt tokens", ylim=(0, 1.05 * races.ttft_s.max()))
+    panels[0].set_ylabel("TTFT (s)")
+    panels[-1].legend(loc="upper left")
+    fig.colorbar(points, ax=panels, label="level (%)")
+    found: Figure = fig
+    return found
 
 
 def _p90(ttft_s: Floats) -> Any:

@@ -172,9 +172,14 @@ def test_live_cuts_are_of_the_same_prompts():
             for device, times in (("whole", 1.0), ("levels", ratio)):
                 about = {"policy": policy, "device": device, "request": request, "level": 100 if times == 1 else 50}
                 about |= {"ttft_s": first_s * times, "predicted_s": first_s * times, "winner": winner}
+                about["failures"] = None
+                if request == 7 and times < 1:  # an empty answer: the whole model had to begin again
+                    about |= {"ttft_s": 50.0, "failures": "device: it ended without a token"}
                 rows.append(about | {"migrated_at": 3 if times < 1 else 0, "delay_num": 0})
     found = elastic_plans.raced({"races": pd.DataFrame(rows)}, 200, 0).set_index("policy")
     assert found.loc["DiSCo-S", ["cut", "cut_low", "cut_high", "simulated", "begun", "moved"]].tolist() == [0] * 6
     alone = found.loc[elastic_plans.ALONE]
-    assert alone[["cut", "cut_low", "cut_high", "p90_cut", "simulated"]].tolist() == pytest.approx([50] * 5)
-    assert alone[["begun", "moved", "m"]].tolist() == [100, 100, 50]
+    assert alone[["cut_others", "simulated"]].tolist() == pytest.approx([50, 50])
+    assert alone.cut < 0 < alone.p90_cut < 50  # the empty answer is beyond P90
+    assert alone[["begun", "moved", "m", "empty"]].tolist() == [100, 100, 50, 1]
+    assert found.loc["DiSCo-S", "empty"] == 0
