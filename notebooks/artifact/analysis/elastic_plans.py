@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from artifact.analysis import elastic, scenario
+from artifact.analysis import bootstrap, elastic, scenario
 from artifact.analysis.sweep import sweep
 from artifact.data import traces
 from artifact.files import ROOT
@@ -227,8 +227,9 @@ def raced(measured: Measured, replicates: int, seed: int) -> pd.DataFrame:
     Returns policy; whole_s and levels_s, mean TTFT; cut and p90_cut, how much lower mean and P90 TTFT are with levels
     (percent), with 95 % bands (bootstrap over prompts); simulated, the cut of the mean in the simulator; m, the mean
     level; begun and moved, shares (percent) of the answers with levels that a smaller level begins, and that move;
-    delayed, tokens of these answers that came after their deadline; empty, how many of them a level ended before its
-    first token, so that the other endpoint had to answer; cut_others, the cut of the mean without these prompts.
+    delayed, tokens of these answers that came after their deadline; empty, answers that a smaller level was to begin
+    and ended before a token, so that the next endpoint had to, and tried, those that one was to begin; cut_others,
+    the cut of the mean without the prompts of empty answers.
     """
     found = []
     for policy, part in measured["races"].groupby("policy", sort=False):
@@ -241,29 +242,55 @@ def raced(measured: Measured, replicates: int, seed: int) -> pd.DataFrame:
             row |= {name: _cut(of(whole), of(ours)), f"{name}_low": bands[0], f"{name}_high": bands[1]}
         row["simulated"] = _cut(*by.predicted_s[["whole", "levels"]].mean())
         levels = part[part.device == "levels"]
-        smaller = (levels.level < elastic.WHOLE) & ((levels.winner == "device") | (policy == ALONE))
-        row |= {"m": levels.level.mean(), "begun": 100 * smaller.mean()}
-        empty = levels.failures.notna()
+        # an answer that may move up has its level in the place of the server
+        by_level = levels.winner == ("server" if policy == ALONE else "device")
+        begun, empty = (levels.level < elastic.WHOLE) & by_level, levels.failures.notna()
         others = ~by.index.isin(levels.request[empty])
+        row |= {"m": levels.level.mean(), "begun": 100 * begun.mean(), "tried": int((begun | empty).sum())}
         row |= {"empty": int(empty.sum()), "cut_others": _cut(whole[others].mean(), ours[others].mean())}
         row |= {"moved": 100 * (levels.migrated_at > 0).mean(), "delayed": int(levels.delay_num.sum())}
         found.append(row)
     return pd.DataFrame(found)
 
 
+def shown(cuts: pd.DataFrame) -> pd.DataFrame:
+    """A table of `raced` as a reader sees it."""
+    whole = cuts[["simulated", "cut_others"]].round(0) + 0.0  # no -0
+    return pd.DataFrame(
+        {
+            "policy": cuts.policy,
+            "mean TTFT, whole model (s)": cuts.whole_s,
+            "mean TTFT, levels (s)": cuts.levels_s,
+            "cut of the mean (%)": bootstrap.as_text(cuts, "cut", 0).str.replace("-0 ", "0 "),
+            "cut of P90 (%)": bootstrap.as_text(cuts, "p90_cut", 0),
+            "without empty answers (%)": whole.cut_others,
+            "simulated (%)": whole.simulated,
+            "empty answers": cuts["empty"].astype(str) + " of " + cuts.tried.astype(str),
+            "moved (%)": cuts.moved,
+            "delayed tokens": cuts.delayed,
+        }
+    )
+
+
 def draw_raced(races: pd.DataFrame) -> Figure:
-    """TTFT of live answers by prompt length, a panel for each plan: with the whole model, and with levels."""
+    """TTFT of live answers by prompt length, a panel for each plan: with the whole model, and with levels.
+
+    Coloured are those that the device began, by its level.
+    """
     fig, panels = plt.subplots(1, races.policy.nunique(), figsize=(figures.PAGE_IN, 2.4), sharey=True)
     for panel, (policy, part) in zip(panels, races.groupby("policy", sort=False), strict=True):
         whole, levels = (part[part.device == name] for name in ("whole", "levels"))
         empty = part[part.failures.notna()]
         panel.plot(whole.prompt_tokens, whole.ttft_s, "o", mfc="none", color="0.5", ms=4, label="whole model")
-        look = {"c": levels.level, "cmap": "viridis", "vmin": 30, "vmax": 100}
-        points = panel.scatter(levels.prompt_tokens, levels.ttft_s, s=12, zorder=3, label="levels", **look)
+        other = (levels.winner != "device") & (policy != ALONE)
+        look = {"c": levels.level[~other], "cmap": "viridis", "vmin": 30, "vmax": 100}
+        panel.plot(levels.prompt_tokens[other], levels.ttft_s[other], ".", color="0.6", ms=4, label="by the server")
+        begun = levels[~other]
+        points = panel.scatter(begun.prompt_tokens, begun.ttft_s, s=12, zorder=3, label="levels", **look)
         panel.plot(empty.prompt_tokens, empty.ttft_s, "x", color="0.2", ms=6, zorder=4, label="empty answer")
         panel.set(title=policy, xlabel="prompt tokens", ylim=(0, 1.05 * races.ttft_s.max()))
     panels[0].set_ylabel("TTFT (s)")
-    panels[-1].legend(loc="upper left")
+    panels[0].legend(loc="upper left")
     fig.colorbar(points, ax=panels, label="level (%)")
     found: Figure = fig
     return found

@@ -8,7 +8,7 @@ from artifact.elastic import policies
 from artifact.elastic.policies import BASELINES, PAPER
 from artifact.measure import objective_live, objective_requests
 from artifact.measure import objectives as measuring
-from artifact.measure.objective_answers import CALIBRATION, FREQUENCIES, METHODS, TEST
+from artifact.measure.objective_answers import CALIBRATION, FREQUENCIES, METHODS, RANDOM, TEST
 from artifact.measure.store import Measured
 from disco_core.checks import Floats
 from disco_core.systems.elastic import LatencyModel, Objective
@@ -20,8 +20,7 @@ ALL = "all"
 NONE = "none"
 MISSING = "measured without evaluation, which `make objectives` adds"
 HEADERS = {  # what a reader sees in place of a column's name
-    "least_ttft": "least TTFT here",
-    "least_tpot": "least TPOT here",
+    "pairs": "pairs that meet it",
     "feasible_share": "prompts that can be met (%)",
     "m_7b": "m of a 7B model (%)",
     "p_7b": "p of a 7B model (%)",
@@ -75,14 +74,21 @@ def tasks(measured: Measured) -> pd.DataFrame:
 
 
 def possible(measured: Measured) -> pd.DataFrame:
-    """Of each objective: the share (%) of the prompts that it can be met for, the least ratios that there are here,
-    and what a model of 7B parameters may have: m (%) by its TPOT, `h + (1 - h) m`, and p (%) by `p m <= zeta_TTFT`.
+    """Of each objective: the share (%) of the prompts that it can be met for, how many pairs meet it for the median
+    prompt, the least ratios that there are here, and what a model of 7B parameters may have: m (%) by its TPOT,
+    `h + (1 - h) m`, and p (%) by `p m <= zeta_TTFT`.
     """
-    table = measured["objectives"]
+    table, model, prompts = measured["objectives"], latency(measured), measured["prompts"]
+    middle = prompts[prompts.split != CALIBRATION][["tokens", "protected"]].median().astype(int)
+    pairs = [
+        int(np.logical_and(*model.meets([int(middle.tokens)], Objective(*one), int(middle.protected))).sum())
+        for one in zip(table.ttft, table.tpot, strict=True)
+    ]
     m = ((table.tpot - PAPER_HEAD) / (1 - PAPER_HEAD)).clip(0, 1)
     return table.assign(
         objective=[str(Objective(one.ttft, one.tpot)) for one in table.itertuples()],
         feasible_share=100 * table.feasible / table.prompts,
+        pairs=pairs,
         m_7b=100 * m,
         p_7b=100 * (table.ttft / m).clip(0, 1),
     )
@@ -90,8 +96,8 @@ def possible(measured: Measured) -> pd.DataFrame:
 
 def requests(measured: Measured) -> pd.DataFrame:
     """The requests with objective (its name), met (0 or 1), met_queued (the same from the arrival), strict (the same
-    against the whole model's fitted latency, not the one that it keeps in 95 % of its trials), possible (whether a
-    pair meets the objective against the latter), and right, NaN if not evaluated.
+    against the whole model's fitted latency, not the one that it keeps in 95 % of its trials), and right, NaN if not
+    evaluated.
     """
     rows, whole = measured["requests"], latency(measured).levels[WHOLE]
     first_s = whole.ttft(rows.prompt_tokens.to_numpy(np.int64))
@@ -101,22 +107,10 @@ def requests(measured: Measured) -> pd.DataFrame:
         met=rows.met_ttft * rows.met_tpot,
         met_queued=((rows.queued_ttft_s <= rows.ttft * rows.whole_ttft_s) & (rows.met_tpot == 1)).astype(int),
         strict=strict.astype(int),
-        possible=_possible(measured, rows),
     )
     if not evaluated(measured):
         return table.assign(right=np.nan)
     return table.merge(measured["answers"], on=["question", "p", "m"], how="left")
-
-
-def _possible(measured: Measured, rows: pd.DataFrame) -> list[int]:
-    """1 for a request whose objective some pair meets, against what the whole model keeps in 95 % of its trials."""
-    model, protected = latency(measured), measured["prompts"].set_index("question").protected
-    first, token = whole_factors(measured)
-    found = []
-    for one in rows.itertuples():
-        ttft, tpot = model.ratios(one.prompt_tokens, int(protected[one.question]))
-        found.append(int(((ttft <= one.ttft * first) & (tpot <= one.tpot * token)).any()))
-    return found
 
 
 def whole_factors(measured: Measured) -> tuple[float, float]:
@@ -145,6 +139,25 @@ def met(table: pd.DataFrame, replicates: int, seed: int) -> pd.DataFrame:
 def met_share(table: pd.DataFrame) -> float:
     """Of the requests with an objective that can be met, the share (%) that are met; NaN if there are none."""
     return float(100 * table[table.feasible == 1].met.mean())
+
+
+def requests_said(measured: Measured, table: pd.DataFrame) -> str:
+    """What a table of `requests` says, in sentences."""
+    feasible = table[table.feasible == 1]
+    by_alpha = ", ".join(f"alpha {one:g}: {100 * part.met.mean():.0f} %" for one, part in feasible.groupby("alpha"))
+    first, token = whole_factors(measured)
+    said = [
+        f"{met_share(table):.1f} % of the {len(feasible)} requests whose objective can be met are in time "
+        f"({by_alpha}).",
+        f"Without the allowance, which is {first:.2f} times the fitted TTFT and {token:.2f} times the TPOT, "
+        f"{100 * feasible.strict.mean():.0f} % are.",
+        f"Counted from the arrival, with a device that is busy {100 * measured.settings['utilisation']:.0f} % of the time, "
+        f"{100 * feasible.met_queued.mean():.0f} % are.",
+        f"From request to request the level changes in {100 * table.switched.mean():.0f} %.",
+    ]
+    if evaluated(measured):
+        said.append(f"{100 * feasible.right.mean():.0f} % get a pair that answers rightly.")
+    return " ".join(said)
 
 
 def choices(measured: Measured, seed: int) -> pd.DataFrame:
@@ -200,7 +213,8 @@ def best_baseline(table: pd.DataFrame) -> str:
 def compression(measured: Measured, replicates: int, seed: int) -> pd.DataFrame:
     """Of each way to compress and each p: accuracy (%) of the whole model on test questions with its 95 % band,
     milliseconds that scoring takes for the median prompt, and ttft, that of the compressed prompt with its scores
-    over that of the whole prompt.
+    over that of the whole prompt; and over_random, by how many points accuracy is above that of random tokens with
+    the same p, with its band over the same questions.
     """
     prompts, answers = measured["prompts"], measured["answers"]
     tested = prompts[prompts.split == TEST]
@@ -210,7 +224,9 @@ def compression(measured: Measured, replicates: int, seed: int) -> pd.DataFrame:
     order = [(NONE, 1.0), *((name, p) for name in METHODS for p in sorted(known.p[known.p < 1].unique())[::-1])]
     wide = rows.pivot(index="question", columns=["method", "p"], values="right")[order]
     table = pd.DataFrame(order, columns=["method", "p"])
-    table = table.join(_bands(100 * wide.to_numpy(float), replicates, seed, "accuracy"))
+    drawn = _means(100 * wide.to_numpy(float), replicates, seed)
+    at = [order.index((RANDOM, p)) if p < 1 else k for k, (_, p) in enumerate(order)]
+    table = table.join(_quantiles(drawn, "accuracy")).join(_quantiles(drawn - drawn[:, at], "over_random"))
     tokens, protected = (int(one) for one in tested[["tokens", "protected"]].median())
     seconds = [scoring_s(measured, method, tokens) for method in table.method]
     whole = latency(measured).levels[WHOLE]

@@ -98,7 +98,8 @@ def _name(author: Mapping[str, str]) -> str:
 
 def _after(about: Mapping[str, Any]) -> str:
     """The paper that an exhibit is about, by its authors."""
-    first = {"pd": "jin2025", "elastic": "yin2025"}.get(str(about["stem"]).partition("_")[0], "sun2025")
+    others = {"pd": "jin2025", "elastic": "yin2025", "objectives": "yin2025"}
+    first = others.get(str(about["stem"]).partition("_")[0], "sun2025")
     paper = papers()[first]
     names = [one["family-names"] for one in paper["authors"] if "family-names" in one]
     short = f"{names[0]} et al." if len(names) != 3 else f"{names[0]}, {names[1]} and {names[2]}"

@@ -168,18 +168,20 @@ def test_live_cuts_are_of_the_same_prompts():
     rng = np.random.default_rng(0)
     rows = []
     for request, first_s in enumerate(rng.uniform(0.5, 2, 30)):
-        for policy, winner, ratio in (("DiSCo-S", "server", 1.0), (elastic_plans.ALONE, "device", 0.5)):
+        for policy, winner, ratio in (("DiSCo-S", "server", 1.0), (elastic_plans.ALONE, "server", 0.5)):
             for device, times in (("whole", 1.0), ("levels", ratio)):
                 about = {"policy": policy, "device": device, "request": request, "level": 100 if times == 1 else 50}
                 about |= {"ttft_s": first_s * times, "predicted_s": first_s * times, "winner": winner}
                 about["failures"] = None
                 if request == 7 and times < 1:  # an empty answer: the whole model had to begin again
-                    about |= {"ttft_s": 50.0, "failures": "device: it ended without a token"}
+                    about |= {"ttft_s": 50.0, "winner": "device", "failures": "device: it ended without a token"}
                 rows.append(about | {"migrated_at": 3 if times < 1 else 0, "delay_num": 0})
     found = elastic_plans.raced({"races": pd.DataFrame(rows)}, 200, 0).set_index("policy")
     assert found.loc["DiSCo-S", ["cut", "cut_low", "cut_high", "simulated", "begun", "moved"]].tolist() == [0] * 6
     alone = found.loc[elastic_plans.ALONE]
     assert alone[["cut_others", "simulated"]].tolist() == pytest.approx([50, 50])
     assert alone.cut < 0 < alone.p90_cut < 50  # the empty answer is beyond P90
-    assert alone[["begun", "moved", "m", "empty"]].tolist() == [100, 100, 50, 1]
-    assert found.loc["DiSCo-S", "empty"] == 0
+    assert alone[["begun", "moved", "m"]].tolist() == pytest.approx([100 * 29 / 30, 100, 50])
+    assert alone[["empty", "tried"]].tolist() == [1, 30]
+    assert found.loc["DiSCo-S", ["empty", "tried"]].tolist() == [0, 0]
+    assert elastic_plans.shown(found.reset_index())["empty answers"].tolist() == ["0 of 0", "1 of 30"]

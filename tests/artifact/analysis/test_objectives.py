@@ -50,7 +50,8 @@ def made(seed=0, questions=40, evaluated=True):
         "requests": live(),
         "whole": pd.DataFrame({"prompt_tokens": [100], "ttft_s": [1.1], "tpot_s": [0.151]}),
     }
-    return Measured(Path(), {"settings": {"shares": list(SHARES), "objectives": ASKED}, "disturbed": ""}, tables)
+    settings = {"shares": list(SHARES), "objectives": ASKED, "utilisation": 0.5}
+    return Measured(Path(), {"settings": settings, "disturbed": ""}, tables)
 
 
 def test_every_pair_has_its_latency_and_accuracy():
@@ -104,8 +105,8 @@ def test_requests_are_met_where_both_are_and_strictly_where_the_median_of_the_wh
     assert table.met.tolist() == [1, 1, 0, 0]
     assert table.met_queued.tolist() == [0, 1, 0, 0]
     assert table.strict.tolist() == [0, 1, 0, 0]  # of the whole model's 1 s and 0.1 s
-    # the whole model keeps 1.51 times the fitted TPOT, of which .2 are as much as the smallest level's .3
-    assert table.possible.tolist() == [1, 1, 1, 1]
+    assert analysis.whole_factors(measured) == pytest.approx((1.1, 1.51))
+    assert "alpha 0.25: 67 %" in analysis.requests_said(measured, table)
     known = measured["answers"].set_index(["question", "p", "m"]).right
     assert table.right.tolist() == [known[one.question, one.p, one.m] for one in table.itertuples()]
     assert analysis.met_share(table) == pytest.approx(200 / 3)
