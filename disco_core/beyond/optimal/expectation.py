@@ -1,0 +1,84 @@
+"""What a plan brings in expectation: what `simulate` measures over many requests with these lengths and this F."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from disco_core import checks
+from disco_core.beyond.optimal.options import ByLength, least, parts_of
+from disco_core.checks import Floats
+from disco_core.cost import End
+from disco_core.dispatch import DispatchPlan
+from disco_core.latency import DeviceProfile, TTFTDistribution
+from disco_core.workload import LengthDistribution
+
+
+@dataclass(frozen=True, eq=False)
+class Expected:
+    """Expectations of a plan: mean TTFT in seconds, the endpoints' shares of prompt tokens, (endpoints,)."""
+
+    mean_s: float
+    shares: Floats
+    _races: "list[_Race]"
+
+    def quantile(self, q: float) -> float:
+        """The least t in seconds with `P(TTFT > t) <= 1 - q`."""
+        allowed, races = 1.0 - checks.fraction(q, "q") + 1e-12, self._races
+        end_s = max(race.end() for race in races)
+        _, t = least(lambda t: sum(race.late(t) for race in races), allowed, 0.0, end_s)
+        return max(race.last(t) for race in races)
+
+
+def expected(
+    plan: DispatchPlan,
+    prompt_tokens: "ArrayLike | LengthDistribution",
+    ttft: "TTFTDistribution | ByLength",
+    device: DeviceProfile,
+) -> Expected:
+    """What to expect of any plan; ttft is F, or one for each length, as in `solve`."""
+    checks.instance_of(plan, DispatchPlan, "plan"), checks.instance_of(device, DeviceProfile, "device")
+    lengths = LengthDistribution.of(prompt_tokens)
+    device_s, mass = device.ttft(lengths.tokens), lengths.tokens * lengths.counts / (lengths.tokens @ lengths.counts)
+    shares, races = np.zeros(len(End)), []
+    for part, rows in parts_of(ttft, lengths.tokens):
+        entry = np.searchsorted(plan.prompt_tokens, np.minimum(lengths.tokens[rows], plan.prompt_tokens[-1]))
+        chance = plan.probability[entry] * (lengths.counts[rows] / lengths.counts.sum())[:, None]
+        taken = chance > 0
+        server_s, waits_s = (delays[entry][taken] for delays in plan.delays_s)
+        races.append(_Race(part, chance[taken], server_s, waits_s + np.repeat(device_s[rows], taken.sum(axis=1))))
+        here: Any = LengthDistribution(lengths.tokens[rows], lengths.counts[rows])
+        shares += mass[rows].sum() * plan.expected_shares(here, part, device)
+    return Expected(sum(race.mean() for race in races), shares, races)
+
+
+class _Race(NamedTuple):
+    """Choices of several lengths with one F, shape (n,): the first token comes at `min(server_s + S, device_s)`."""
+
+    ttft: TTFTDistribution
+    chance: Floats
+    server_s: Floats
+    device_s: Floats
+
+    def mean(self) -> float:
+        """Mean TTFT in seconds, times the probability of these choices."""
+        mean_s, both = self.device_s.copy(), self.device_s > self.server_s
+        if both.any():
+            mean_s[both] = self.server_s[both] + self.ttft.mean_min((self.device_s - self.server_s)[both])
+        return float(self.chance @ mean_s)
+
+    def late(self, t: float) -> float:
+        """`P(TTFT > t)`, for these choices."""
+        return float(self.chance @ ((self.device_s > t) * self.ttft.sf(t - self.server_s)))
+
+    def end(self) -> float:
+        """The time by which a first token has come for certain."""
+        return float(np.minimum(self.server_s + self.ttft.values_s[-1], self.device_s).max())
+
+    def last(self, t: float) -> float:
+        """The last time up to t at which a first token can come."""
+        below = np.searchsorted(self.ttft.values_s, t - self.server_s, side="right")
+        by_server_s = self.server_s[below > 0] + self.ttft.values_s[below[below > 0] - 1]
+        first_s = np.append(by_server_s, self.device_s[self.device_s <= t])
+        return float(first_s.max(initial=0.0))
