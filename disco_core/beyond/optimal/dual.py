@@ -81,15 +81,15 @@ class Priced:
         return np.minimum.reduceat(self._flat, ranges)[::2]
 
     def cover(self, t: float) -> tuple[Floats, Ints, Floats] | None:
-        """How much of each length is made to meet the deadline, the last choice with which it does, and what that
-        adds per request; None if the deadline cannot be met.
+        """How much of each length is made to meet the deadline, the last choice with which it does, and the value of
+        the best one up to it; None if the deadline cannot be met.
         """
         last, tail, less = self.options.tail(t)
-        added, chance = self.up_to(last) - self.free, self.options.lengths.chance
+        met, chance = self.up_to(last), self.options.lengths.chance
         need, made = chance @ tail - self.allowed, np.zeros(last.size)
         if need > 0:
             of_use = less > 0
-            rate = np.divide(added, less, out=np.full(last.size, np.inf), where=of_use)
+            rate = np.divide(met - self.free, less, out=np.full(last.size, np.inf), where=of_use)
             order = np.argsort(rate, kind="stable")
             step = (chance * less)[order]
             up_to = np.cumsum(step)
@@ -97,29 +97,28 @@ class Priced:
                 return None
             part = np.divide(need - up_to + step, step, out=np.zeros(last.size), where=of_use[order])
             made[order] = np.minimum(np.maximum(part, 0.0), 1.0)
-        return made, last, added
+        return made, last, met
 
     def total(self, t: float) -> float:
         """The least mean plus price times share of all plans that meet the deadline t; inf if none does."""
         covered = self.cover(t)
         if covered is None:
             return float("inf")
-        made, _, added = covered
-        return float(self.options.lengths.chance @ (self.free + made * added))
+        made, _, met = covered
+        return float(self.options.lengths.chance @ (self.free + made * (met - self.free)))
 
     def choice(self, t: float) -> Choice:
         """A plan with this total: at any other price the total is at most that of this plan."""
         covered = self.cover(t)
         assert covered is not None, "the deadline can be met"
-        made, last, added = covered
+        made, _, value = covered
         rows, chance = self.options.rows, self.options.lengths.chance
-        free = self.value.argmin(axis=1)
-        met = (self.value == self.up_to(last)[:, None]).argmax(axis=1)
+        free, met = self.value.argmin(axis=1), (self.value == value[:, None]).argmax(axis=1)
         mean_s, share = (
             float(chance @ (table[rows, free] * (1 - made) + table[rows, met] * made))
             for table in (self.options.mean_s, self.options.share)
         )
-        return Choice(mean_s, share, made, met, free, bool((made * added).max() > 0))
+        return Choice(mean_s, share, made, met, free, bool((made * (value - self.free)).max() > 0))
 
 
 def least_deadline(options: Options, allowed: float, budget: float) -> float:
