@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import disco_core as dc
 from disco_core.beyond import optimal
-from disco_core.beyond.optimal import options, solution
+from disco_core.beyond.optimal import options
 from tests.helpers.programme import Programme
 
 LOOSE = 1e-9  # the programme's limits, moved by this much, bracket one that is met but for rounding
@@ -138,17 +138,18 @@ def test_simulating_the_plan_measures_what_is_expected_of_it(constraint, case):
     assert (ran.ttft_s > found.deadline_s * (1 + 1e-12)).mean() <= 1 - q + 6 * np.sqrt(q * (1 - q) / n)
 
 
+@CONSTRAINTS
 @given(seed=st.integers(0, 2**32), budget=st.sampled_from([0.05, 0.3, 0.7]), growth=st.sampled_from([0.01, np.inf]))
-def test_with_waits_and_lengths_left_out_the_bound_still_holds(seed, budget, growth):
+def test_with_waits_and_lengths_left_out_the_bound_still_holds(constraint, seed, budget, growth):
     rng = np.random.default_rng(seed)
     seen, ttft = rng.integers(5, 200, 300), dc.TTFTDistribution(rng.lognormal(-1, 1, 300))
-    device, constraint = dc.DeviceProfile(50.0, 10.0), dc.Constraint.DEVICE
+    device = dc.DeviceProfile(50.0, 10.0)
 
     def solve(many, **limit):
         """With at most this many waits and lengths: the solution, and its bound."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(options, "ATOMS", many)
-            patch.setattr(solution, "LENGTHS", many)
+            patch.setitem(options.LENGTHS, constraint, many)
             found = optimal.solve(seen, ttft, device, budget, constraint, quantile=0.9, **limit)
             return found, found.bound_s
 

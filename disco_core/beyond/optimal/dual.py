@@ -17,16 +17,27 @@ from disco_core.checks import Floats, Ints
 
 ROUNDING = 1e-12  # of probabilities, and of seconds relative to the mean
 _STEPS = 200  # of the search for the price, which ends after some ten
+# Another price can raise the deadline again: it is found from below first, and roughly, and only then closely.
+# Relative accuracy of the deadline, which of its two bounds is taken, relative accuracy of the mean
+_STAGES = ((1e-4, 0, 1e-7), (1e-9, 1, ROUNDING))
 
 
 class Choice(NamedTuple):
-    """A plan: a part `made` of each length takes the choice `met`, the rest `free`; each of shape (lengths,)."""
+    """A plan: a part `made` of each length takes the choice `met`, the rest `free`; each of shape (lengths,).
+
+    forced   whether some part has a worse choice than its best one, so as to meet the deadline
+    """
 
     mean_s: float
     share: float
     made: Floats
     met: Ints
     free: Ints
+    forced: bool
+
+    def total(self, price: float) -> float:
+        """Mean plus price times share, in seconds."""
+        return self.mean_s + price * self.share
 
 
 class Optimum(NamedTuple):
@@ -36,7 +47,7 @@ class Optimum(NamedTuple):
     price    seconds of mean TTFT that another unit of the share would save
     bound_s  no plan with this deadline and share has a lower mean
     spent    whether more than the budget would lower the mean
-    forced   whether some length is made to meet the deadline
+    forced   whether the mean would be lower without the deadline
     """
 
     choices: Ints
@@ -70,15 +81,15 @@ class Priced:
         return np.minimum.reduceat(self._flat, ranges)[::2]
 
     def cover(self, t: float) -> tuple[Floats, Ints, Floats] | None:
-        """How much of each length is made to meet the deadline, the last choice with which it does, and what that
-        adds per request; None if the deadline cannot be met.
+        """How much of each length is made to meet the deadline, the last choice with which it does, and the value of
+        the best one up to it; None if the deadline cannot be met.
         """
         last, tail, less = self.options.tail(t)
-        added, chance = self.up_to(last) - self.free, self.options.lengths.chance
+        met, chance = self.up_to(last), self.options.lengths.chance
         need, made = chance @ tail - self.allowed, np.zeros(last.size)
         if need > 0:
             of_use = less > 0
-            rate = np.divide(added, less, out=np.full(last.size, np.inf), where=of_use)
+            rate = np.divide(met - self.free, less, out=np.full(last.size, np.inf), where=of_use)
             order = np.argsort(rate, kind="stable")
             step = (chance * less)[order]
             up_to = np.cumsum(step)
@@ -86,29 +97,28 @@ class Priced:
                 return None
             part = np.divide(need - up_to + step, step, out=np.zeros(last.size), where=of_use[order])
             made[order] = np.minimum(np.maximum(part, 0.0), 1.0)
-        return made, last, added
+        return made, last, met
 
     def total(self, t: float) -> float:
         """The least mean plus price times share of all plans that meet the deadline t; inf if none does."""
         covered = self.cover(t)
         if covered is None:
             return float("inf")
-        made, _, added = covered
-        return float(self.options.lengths.chance @ (self.free + made * added))
+        made, _, met = covered
+        return float(self.options.lengths.chance @ (self.free + made * (met - self.free)))
 
     def choice(self, t: float) -> Choice:
         """A plan with this total: at any other price the total is at most that of this plan."""
         covered = self.cover(t)
         assert covered is not None, "the deadline can be met"
-        made, last, _ = covered
+        made, _, value = covered
         rows, chance = self.options.rows, self.options.lengths.chance
-        free = self.value.argmin(axis=1)
-        met = (self.value == self.up_to(last)[:, None]).argmax(axis=1)
+        free, met = self.value.argmin(axis=1), (self.value == value[:, None]).argmax(axis=1)
         mean_s, share = (
             float(chance @ (table[rows, free] * (1 - made) + table[rows, met] * made))
             for table in (self.options.mean_s, self.options.share)
         )
-        return Choice(mean_s, share, made, met, free)
+        return Choice(mean_s, share, made, met, free, bool((made * (value - self.free)).max() > 0))
 
 
 def least_deadline(options: Options, allowed: float, budget: float) -> float:
@@ -122,36 +132,28 @@ def optimum(options: Options, allowed: float, budget: float, t: float, limit_s: 
     If there is none, the plan of the least mean of all.
     """
     lowest = ROUNDING * float(options.mean_s.max())  # above 0, so that nothing is spent where it saves nothing
-    price, predicted, near = lowest, np.inf, False
+    price, predicted = lowest, np.inf
     more: Choice | None = None  # a plan that spends more than the budget
-    fewer: Choice | None = None  # one that does not
-    for _ in range(_STEPS):
-        priced = Priced(options, allowed, price)
-        if priced.total(t) - price * budget > limit_s:  # so no plan with this deadline has such a mean
-            bounds = least(priced.total, limit_s + price * budget, t, options.latest_s, 1e-9 if near else 1e-4)
-            t = bounds[near]  # first from below and roughly, since another price can raise it
-        bound_s, plan = priced.total(t) - price * budget, priced.choice(t)
-        spends_less = more is None and plan.share <= budget  # even where the share costs nothing
-        if spends_less or bound_s >= predicted - (ROUNDING if near else 1e-7) * plan.mean_s:
-            if near:
+    fewer = Priced(options, allowed, 1.0, seconds=0.0).choice(t)  # one that does not, but for rounding
+    for accuracy, side, rounding in _STAGES:
+        for _ in range(_STEPS):
+            priced = Priced(options, allowed, price)
+            plan = priced.choice(t)
+            if plan.total(price) - price * budget > limit_s:  # so no plan with this deadline has such a mean
+                t = least(priced.total, limit_s + price * budget, t, options.latest_s, accuracy)[side]
+                plan = priced.choice(t)
+            bound_s = plan.total(price) - price * budget
+            if plan.share > budget:
+                more = plan
+            else:
+                fewer = plan
+            if more is None or bound_s >= predicted - rounding * plan.mean_s:
                 break
-            near = True
-            continue
-        if plan.share > budget:
-            more = plan
-        else:
-            fewer = plan
-        assert more is not None
-        fewer = fewer or Priced(options, allowed, 1.0, seconds=0.0).choice(t)
-        excess, room = more.share - budget, max(budget - fewer.share, 0.0)
-        price = (fewer.mean_s - more.mean_s) / (excess + room)
-        predicted = more.mean_s + price * excess
-    if more is None or fewer is None:
-        mixed = [(1.0, plan)]
-    else:
-        mixed = [(room / (excess + room), more), (excess / (excess + room), fewer)]
-    made, _, added = priced.cover(t) or (plan.made, plan.met, plan.made)
-    return Optimum(*_mixture(mixed), t, price, bound_s, price > lowest, bool((made * added).max() > 0))
+            price = (fewer.mean_s - more.mean_s) / (more.share - fewer.share)
+            predicted = more.mean_s + price * (more.share - budget)
+    part = 0.0 if more is None else max(budget - fewer.share, 0.0) / (more.share - fewer.share)
+    plans = [(1.0 - part, fewer)] if more is None else [(part, more), (1.0 - part, fewer)]
+    return Optimum(*_mixture(plans), t, price, bound_s, price > lowest, plan.forced)
 
 
 def _mixture(plans: list[tuple[float, Choice]]) -> tuple[Ints, Floats]:

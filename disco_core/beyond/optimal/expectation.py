@@ -1,13 +1,14 @@
 """What a plan brings in expectation: what `simulate` measures over many requests with these lengths and this F."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from disco_core import checks
-from disco_core.beyond.optimal.options import ByLength, least, parts_of
+from disco_core.beyond.optimal.options import ByLength, Parts, least, parts_of
 from disco_core.checks import Floats
 from disco_core.cost import End
 from disco_core.dispatch import DispatchPlan
@@ -17,11 +18,17 @@ from disco_core.workload import LengthDistribution
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """Expectations of a plan: mean TTFT in seconds, the endpoints' shares of prompt tokens, (endpoints,)."""
+    """Expectations of a plan, computed when asked for; `parts` has each F and the lengths, by rows, that it is of."""
 
-    mean_s: float
-    shares: Floats
-    _races: "list[_Race]"
+    plan: DispatchPlan
+    lengths: LengthDistribution
+    parts: Parts
+    device: DeviceProfile
+
+    @cached_property
+    def mean_s(self) -> float:
+        """Mean TTFT in seconds."""
+        return sum(race.mean() for race in self._races)
 
     def quantile(self, q: float) -> float:
         """The least t in seconds with `P(TTFT > t) <= 1 - q`."""
@@ -29,6 +36,29 @@ class Expected:
         end_s = max(race.end() for race in races)
         _, t = least(lambda t: sum(race.late(t) for race in races), allowed, 0.0, end_s)
         return max(race.last(t) for race in races)
+
+    @cached_property
+    def shares(self) -> Floats:
+        """Share of prompt tokens for which each endpoint starts, shape (endpoints,)."""
+        tokens, counts = self.lengths.tokens, self.lengths.counts
+        shares = np.zeros(len(End))
+        for part, rows in self.parts:
+            here: Any = LengthDistribution(tokens[rows], counts[rows])
+            shares += (tokens[rows] @ counts[rows]) * self.plan.expected_shares(here, part, self.device)
+        return shares / (tokens @ counts)
+
+    @cached_property
+    def _races(self) -> "list[_Race]":
+        tokens, counts = self.lengths.tokens, self.lengths.counts
+        known, races = self.plan.prompt_tokens, []
+        for part, rows in self.parts:
+            entry = np.searchsorted(known, np.minimum(tokens[rows], known[-1]))
+            chance = self.plan.probability[entry] * (counts[rows] / counts.sum())[:, None]
+            taken = chance > 0
+            server_s, waits_s = (delays[entry][taken] for delays in self.plan.delays_s)
+            device_s = np.repeat(self.device.ttft(tokens[rows]), taken.sum(axis=1))
+            races.append(_Race(part, chance[taken], server_s, waits_s + device_s))
+        return races
 
 
 def expected(
@@ -40,17 +70,7 @@ def expected(
     """What to expect of any plan; ttft is F, or one for each length, as in `solve`."""
     checks.instance_of(plan, DispatchPlan, "plan"), checks.instance_of(device, DeviceProfile, "device")
     lengths = LengthDistribution.of(prompt_tokens)
-    device_s, mass = device.ttft(lengths.tokens), lengths.tokens * lengths.counts / (lengths.tokens @ lengths.counts)
-    shares, races = np.zeros(len(End)), []
-    for part, rows in parts_of(ttft, lengths.tokens):
-        entry = np.searchsorted(plan.prompt_tokens, np.minimum(lengths.tokens[rows], plan.prompt_tokens[-1]))
-        chance = plan.probability[entry] * (lengths.counts[rows] / lengths.counts.sum())[:, None]
-        taken = chance > 0
-        server_s, waits_s = (delays[entry][taken] for delays in plan.delays_s)
-        races.append(_Race(part, chance[taken], server_s, waits_s + np.repeat(device_s[rows], taken.sum(axis=1))))
-        here: Any = LengthDistribution(lengths.tokens[rows], lengths.counts[rows])
-        shares += mass[rows].sum() * plan.expected_shares(here, part, device)
-    return Expected(sum(race.mean() for race in races), shares, races)
+    return Expected(plan, lengths, parts_of(ttft, lengths.tokens), device)
 
 
 class _Race(NamedTuple):

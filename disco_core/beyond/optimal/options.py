@@ -15,13 +15,14 @@ import numpy as np
 
 from disco_core import checks
 from disco_core.checks import Floats, Ints
+from disco_core.cost import Constraint
 from disco_core.dispatch import NEVER
 from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.workload import LengthDistribution
 
-ATOMS = 320  # waits that are considered
-LENGTHS = 320  # lengths that are told apart
+ATOMS = 256  # waits that are considered
+LENGTHS = {Constraint.DEVICE: 256, Constraint.SERVER: 2048}  # lengths that are told apart
 ByLength = Mapping[int, TTFTDistribution]
 # a distribution and the lengths, by their rows, whose server TTFT it is
 Parts = Sequence[tuple[TTFTDistribution, Ints]]
@@ -78,7 +79,7 @@ class Lengths:
     shortest: Ints
 
     @classmethod
-    def of(cls, lengths: LengthDistribution, most: int = LENGTHS) -> "Lengths":
+    def of(cls, lengths: LengthDistribution, most: int) -> "Lengths":
         """All lengths, or where there are more than `most`, groups of neighbours of similar weight."""
         chance = lengths.counts / lengths.counts.sum()
         mass = lengths.tokens * lengths.counts / (lengths.tokens @ lengths.counts)

@@ -130,9 +130,8 @@ def solve(
         limit = checks.number(limit, name, -1.0 if deadline_s is None else 0.0)
     checks.instance_of(constraint, Constraint, "constraint"), checks.instance_of(device, DeviceProfile, "device")
     observed = LengthDistribution.of(prompt_tokens)
-    # where each has its F or only two choices, all lengths are told apart
-    few = constraint is Constraint.DEVICE and not isinstance(ttft, Mapping)
-    lengths = Lengths.of(observed, LENGTHS if few else observed.tokens.size)
+    # lengths that each have their F are all told apart
+    lengths = Lengths.of(observed, observed.tokens.size if isinstance(ttft, Mapping) else LENGTHS[constraint])
     parts = parts_of(ttft, lengths.tokens)
     disco = plan_disco(constraint, observed, _pooled(parts, lengths), b)
     of_disco = expected(disco, observed, ttft, device)
