@@ -114,7 +114,8 @@ def solve(
 
     prompt_tokens   observed lengths, shape (n,), or their histogram
     ttft            F, or one for each length: a length takes the entry of the next longer key, or of the longest
-    quantile        q in [0, 1), of the deadline t: `P(TTFT > t) <= 1 - q`
+    quantile        q in [0, 1), of the deadline t: `P(TTFT > t) <= 1 - q`. The plan fits the samples of F exactly; to
+                    hold a P99 on later requests, whose tail may be longer, a somewhat higher q such as 0.992 is safer
     growth          by how much the mean may exceed that of DiSCo's plan, relative to it; a negative one asks for a
                     lower mean, `inf` for the least t whatever the mean
     deadline_s      t instead of growth: the plan of the least mean with this deadline; `inf` for the least mean
