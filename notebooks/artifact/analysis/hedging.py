@@ -16,6 +16,7 @@ from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.workload import LengthDistribution
 
 _DELAYS = 200  # that SingleR chooses from
+_ROUNDING = 1e-12  # of probabilities
 
 
 def hedged_request(
@@ -49,13 +50,67 @@ def single_r(
     Of all delays, each with the probability that spends the budget, the one with the least quantile of TTFT; of equal
     ones, the one with the least mean.
     """
-    lengths = LengthDistribution.of(prompt_tokens)
+    lengths, q = LengthDistribution.of(prompt_tokens), checks.fraction(quantile, "quantile")
+    checks.instance_of(constraint, Constraint, "constraint")
     levels = np.arange(1, _DELAYS + 1) / _DELAYS
     delays_s = np.unique(np.append(0.0, _first(lengths, ttft, device, constraint, levels)))
-    plans = [_within("SingleR", float(d), lengths, ttft, device, budget, constraint) for d in delays_s]
-    found = [expected(plan, lengths, ttft, device) for plan in plans]
-    best = min(range(len(plans)), key=lambda i: (found[i].quantile(quantile), found[i].mean_s))
-    return plans[best]
+    reissues = _Reissues(lengths, ttft, device, checks.fraction(budget, "budget"), constraint, delays_s)
+    times = reissues.times()
+    low, high = 0, times.size - 1
+    while low < high:  # the least time by which enough requests have their first token with one of the delays
+        middle = (low + high) // 2
+        within = reissues.late(times[middle]).min() <= 1 - q + _ROUNDING
+        low, high = (low, middle) if within else (middle + 1, high)
+    equal = reissues.late(times[low]) <= 1 - q + _ROUNDING
+    best = int(np.argmin(np.where(equal, reissues.mean_s(), np.inf)))
+    return _within("SingleR", float(delays_s[best]), lengths, ttft, device, budget, constraint)
+
+
+class _Reissues:
+    """All delays at once, each with the probability that spends the budget; arrays have shape (delays,)."""
+
+    def __init__(
+        self,
+        lengths: LengthDistribution,
+        ttft: TTFTDistribution,
+        device: DeviceProfile,
+        budget: float,
+        constraint: Constraint,
+        delays_s: Floats,
+    ) -> None:
+        self.ttft, self.delays_s, self.by_device = ttft, delays_s, constraint is Constraint.DEVICE
+        self.chance, self.device_s = lengths.counts / lengths.counts.sum(), device.ttft(lengths.tokens)
+        if self.by_device:
+            share = ttft.sf(delays_s)
+        else:
+            share = (self.device_s > delays_s[:, None]) @ (self.chance * lengths.tokens / lengths.mean)
+        self.part = np.divide(budget, share, out=np.ones_like(share), where=share > budget)
+
+    def times(self) -> Floats:
+        """Every time at which a first token can come, ascending."""
+        first, second = np.unique(self.ttft.values_s), self.device_s
+        if not self.by_device:
+            first, second = second, first
+        return np.unique(np.append(first, np.add.outer(self.delays_s, second)))
+
+    def late(self, t: float) -> Floats:
+        """`P(TTFT > t)`."""
+        if self.by_device:
+            alone, in_time = self.ttft.sf(t), (self.delays_s[:, None] + self.device_s <= t) @ self.chance
+        else:
+            alone, in_time = self.chance @ (self.device_s > t), self.ttft.cdf(t - self.delays_s)
+        late: Floats = alone * (1.0 - self.part * in_time)
+        return late
+
+    def mean_s(self) -> Floats:
+        """Mean TTFT in seconds."""
+        if self.by_device:
+            alone, both = self.ttft.mean, self.ttft.mean_min(self.delays_s[:, None] + self.device_s)
+        else:
+            alone, delay = self.chance @ self.device_s, np.minimum(self.delays_s[:, None], self.device_s)
+            both = delay + self.ttft.mean_min(self.device_s - delay)
+        mean: Floats = (1.0 - self.part) * alone + self.part * (both @ self.chance)
+        return mean
 
 
 def _first(

@@ -48,6 +48,23 @@ def test_no_delay_and_probability_within_the_budget_beats_single_r(constraint, s
             assert best <= found.quantile(0.9) + 1e-9
 
 
+@CONSTRAINTS
+@given(seed=st.integers(0, 2**32), budget=BUDGETS)
+def test_of_delays_with_the_same_quantile_single_r_has_the_least_mean(constraint, seed, budget):
+    seen, ttft = made(seed)
+    ours = optimal.expected(single_r(seen, ttft, DEVICE, budget, constraint, 0.9), seen, ttft, DEVICE)
+    rng = np.random.default_rng(seed)
+    first = ttft.values_s if constraint is dc.Constraint.DEVICE else DEVICE.ttft(seen)
+    for delay in rng.choice(np.append(first, 0), 20):
+        delays = np.zeros((2, 1, 2))
+        delays[constraint.end] = [delay, np.inf]
+        always = optimal.expected(dc.DispatchPlan("any", [1], delays, [[1, 0]]), seen, ttft, DEVICE)
+        part = min(1.0, budget / always.shares[constraint.end]) if always.shares[constraint.end] else 1.0
+        found = optimal.expected(dc.DispatchPlan("any", [1], delays, [[part, 1 - part]]), seen, ttft, DEVICE)
+        if found.quantile(0.9) <= ours.quantile(0.9):
+            assert found.mean_s >= ours.mean_s - 1e-9
+
+
 def test_a_hedged_request_waits_for_the_quantile_of_the_other_endpoint():
     ttft = dc.TTFTDistribution(np.arange(1, 101) / 100)
     device_plan = hedged_request([5, 50], ttft, DEVICE, 0.3, dc.Constraint.DEVICE)
