@@ -158,7 +158,7 @@ def solve(
 
 def _by_growth(options: Options, q: float, b: float, t: float, mean_s: float, growth: float) -> Optimum:
     """The least deadline from t on for means of up to `1 + growth` times DiSCo's."""
-    limit_s = mean_s * (1 + growth)
+    limit_s = mean_s * (1 + growth) if growth < np.inf else np.inf  # a mean of 0 may grow too
     best = optimum(options, 1 - q, b, t, limit_s)
     if best.bound_s <= limit_s * (1 + ROUNDING):
         return best
