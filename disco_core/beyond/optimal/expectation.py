@@ -90,7 +90,7 @@ class _Race(NamedTuple):
 
     def late(self, t: float) -> float:
         """`P(TTFT > t)`, for these choices."""
-        return float(self.chance @ ((self.device_s > t) * self.ttft.sf(t - self.server_s)))
+        return float(self.chance @ ((self.device_s > t) * self.ttft.sf(self._left(t))))
 
     def end(self) -> float:
         """The time by which a first token has come for certain."""
@@ -98,7 +98,11 @@ class _Race(NamedTuple):
 
     def last(self, t: float) -> float:
         """The last time up to t at which a first token can come."""
-        below = np.searchsorted(self.ttft.values_s, t - self.server_s, side="right")
+        below = np.searchsorted(self.ttft.values_s, self._left(t), side="right")
         by_server_s = self.server_s[below > 0] + self.ttft.values_s[below[below > 0] - 1]
         first_s = np.append(by_server_s, self.device_s[self.device_s <= t])
         return float(first_s.max(initial=0.0))
+
+    def _left(self, t: float) -> Floats:
+        """What is left of t for the server; of a sum of two times, rounding could leave a little too little."""
+        return t * (1 + 1e-15) - self.server_s
