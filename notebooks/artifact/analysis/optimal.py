@@ -228,8 +228,11 @@ def way(runs: pd.DataFrame, value: str) -> pd.Series:
     """How much of the way from DiSCo to the clairvoyant scheduler each policy goes, in percent.
 
     runs    rows of `OptimalStudy.run`; averaged over the budgets of each pair before they are compared
-    Returns the median over pairs, by constrained and policy; negative where a policy is behind DiSCo.
+    Returns the median over the pairs in which that scheduler is better than DiSCo, by constrained and policy; it is
+    negative where a policy is behind DiSCo.
     """
     wide = runs.groupby([*PAIR, "policy"], sort=False)[value].mean().unstack("policy")
-    gone = wide.drop(columns=[DISCO, FLOOR]).rsub(wide[DISCO], axis=0).div(wide[DISCO] - wide[FLOOR], axis=0)
+    possible = wide[DISCO] - wide[FLOOR]
+    possible = possible.where(possible > 1e-6 * wide[DISCO])
+    gone = wide.drop(columns=[DISCO, FLOOR]).rsub(wide[DISCO], axis=0).div(possible, axis=0)
     return (100 * gone).groupby("constrained").median().stack().rename(value)

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import disco_core as dc
@@ -42,6 +42,13 @@ def quantile_of(times, mass, q=0.99):
     return times[order][np.searchsorted(np.cumsum(mass[order]), q - 1e-9)]
 
 
+# a server that starts after 9 ms and takes 1 ms: as floats the sum is a little less than 10 ms
+@example(
+    plan=dc.DispatchPlan("late server", [1], [[[0.0, 0.009]], [[0.0, np.inf]]], [[0.5, 0.5]]),
+    seen=[1],
+    samples=[0.001],
+    device=dc.DeviceProfile(500.0, 20.0),
+)
 @given(plan=plans(), seen=lengths, samples=times_s, device=devices)
 def test_a_plan_is_evaluated_as_by_enumeration(plan, seen, samples, device):
     found = optimal.evaluate(plan, dc.LengthDistribution.of(seen), dc.TTFTDistribution(samples), device)
