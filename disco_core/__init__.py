@@ -5,6 +5,8 @@ every figure and every live `stream`. Start with `TTFTDistribution` and `DeviceP
 endpoints, make a `DispatchPlan` with one of the `plan_*` functions, and `simulate` it over a `Workload`.
 """
 
+import typing
+
 from disco_core.cost import Constraint, CostModel, End, Ledger
 from disco_core.delivery import (
     deadlines,
@@ -41,6 +43,9 @@ from disco_core.queueing import QueueResult, simulate_queue
 from disco_core.record import HandOver, Record, StreamedToken
 from disco_core.simulate import Result, simulate
 from disco_core.workload import LengthDistribution, Workload
+
+if typing.TYPE_CHECKING:
+    from disco_core.beyond.optimal import plan_optimal
 
 __all__ = [
     "HAND_OVER",
@@ -81,6 +86,7 @@ __all__ = [
     "plan_device_constrained",
     "plan_device_only",
     "plan_disco",
+    "plan_optimal",
     "plan_server_constrained",
     "plan_server_only",
     "plan_stochastic",
@@ -91,3 +97,13 @@ __all__ = [
     "stream",
     "time_between_tokens",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    """What is beyond the paper is imported at its first use."""
+    if name != "plan_optimal":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from disco_core.beyond.optimal import plan_optimal
+
+    globals()[name] = plan_optimal
+    return plan_optimal

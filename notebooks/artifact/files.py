@@ -35,6 +35,7 @@ CHAPTERS = {
     "prediction": "Predicting TTFT",
     "sensitivity": "Sensitivity",
     "costs": "Costs and energy",
+    "optimal": "The optimal plan",
     "overhead": "Overhead",
     "campaign": "Streams under faults",
     "chat": "Chat",

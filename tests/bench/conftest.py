@@ -8,6 +8,10 @@ FIGURES = [
     ("build F from 100,000 samples (ms)", "<= 4", "test_build_f", MS),
     ("plan DiSCo-S, 100,000 lengths (ms)", "<= 0.5", "test_plan_disco_s", MS),
     ("plan DiSCo-D, 100,000 lengths (ms)", "<= 1", "test_plan_disco_d", MS),
+    ("plan optimal, device constrained, given F (ms)", "<= 15", "test_plan_optimal[Constraint.DEVICE]", MS),
+    ("plan optimal, server constrained, given F (ms)", "<= 15", "test_plan_optimal[Constraint.SERVER]", MS),
+    ("build F and plan optimal, 100,000 of both (ms)", "<= 30", "test_f_and_plan_optimal", MS),
+    ("least mean by a linear programme, 500 x 300 (ms)", "", "test_linear_programme", MS),
     ("simulate 1,000,000 requests (s)", "<= 0.15", "test_simulate[1000000]", 1.0),
     ("simulate 10,000,000 requests (s)", "<= 1.5", "test_simulate[10000000]", 1.0),
 ]

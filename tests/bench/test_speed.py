@@ -7,6 +7,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.sparse
 
 import disco_core as dc
 from artifact.analysis import transcription as plain
@@ -55,6 +57,35 @@ def test_plan_disco_d(benchmark, lengths, ttft):
 def test_plan_disco_d_plain(benchmark, lengths, samples):
     f = plain.make_f(samples.tolist())
     benchmark.pedantic(plain.device_constrained, (lengths.tolist(), f, B), rounds=9)
+
+
+@pytest.mark.parametrize("constraint", dc.Constraint)
+def test_plan_optimal(benchmark, lengths, ttft, ends, constraint):
+    """Given F and the histogram of lengths."""
+    benchmark(dc.plan_optimal, dc.LengthDistribution.of(lengths), ttft, ends[1], B, constraint)
+
+
+def test_f_and_plan_optimal(benchmark, lengths, samples, ends):
+    benchmark(lambda: dc.plan_optimal(lengths, dc.TTFTDistribution(samples), ends[1], B, dc.Constraint.DEVICE))
+
+
+def test_linear_programme(benchmark, samples, lengths, ends):
+    """What the optimal plan does without: the least mean for one deadline, 500 waits and 300 lengths, by HiGHS."""
+    ttft, tokens = (
+        dc.TTFTDistribution(np.quantile(samples, np.arange(1, 501) / 500)),
+        np.quantile(lengths, np.arange(1, 301) / 300),
+    )
+    first_s = ttft.values_s + ends[1].ttft(tokens)[:, None]
+    share = tokens[:, None] * ttft.sf(ttft.values_s) / tokens.mean()
+    late = (first_s > 2.5) * ttft.sf(2.5)
+    limits = np.stack([share.ravel(), late.ravel()]) / tokens.size
+    each = scipy.sparse.kron(scipy.sparse.eye(tokens.size), np.ones((1, 500)), "csr")
+
+    def solve():
+        costs = ttft.mean_min(first_s).ravel()
+        return scipy.optimize.linprog(costs, limits, [B, 0.01], each, np.ones(tokens.size), method="highs")
+
+    assert benchmark.pedantic(solve, rounds=3).status == 0
 
 
 @pytest.mark.parametrize("kind", ["DiSCo-D", "DiSCo-S", "Stoch-D"])

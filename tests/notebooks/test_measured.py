@@ -171,3 +171,29 @@ def test_live_uses_a_server_with_a_key_and_never_shows_it(tmp_path, monkeypatch)
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 20
     assert not any(key.encode() in content for content in written)
+
+
+def test_optimal_shows_what_the_rules_leave_the_proof_and_other_requests(quick):
+    gaps = pd.read_csv(quick / "optimal_gap.csv")
+    assert len(gaps) == 4 * 3 * 2 * 9
+    assert (gaps.least_s <= gaps.disco_s * (1 + 1e-6)).all()
+    proofs = pd.read_csv(quick / "optimal_certificate.csv")
+    assert len(proofs) == len(gaps)
+    assert (proofs.bound_s <= proofs.mean_s * (1 + 1e-5)).all()
+    assert (proofs.share <= proofs.b + 1e-5).all()
+    found = recorded(quick, "optimal")
+    assert found.keys() == {"O1", "O2", "O2a", "O3"}
+    device = gaps[gaps.constrained == "device"]
+    missed = 100 * (device.disco_s - device.least_s) / (device.alone_s - device.least_s)
+    assert found["O2"]["ours"]["median"] == pytest.approx(missed.median(), rel=0.01)
+    cells, services = (store.read(MEASURED, "optimal")[name] for name in ("cells", "services"))
+    large = services[(services.group == "of the paper") & (services.n >= 200)].service
+    rows = cells[(cells.split == "random halves") & (cells.constrained == "device") & cells.service.isin(large)]
+    assert len(rows) == len(large) * 3 * 9
+    assert found["O1"]["ours"]["median"] == pytest.approx(rows.cut.median(), rel=1e-4)
+    assert provenance(quick, "optimal_gap")["kind"] == "computed"
+    assert provenance(quick, "optimal_out_of_sample")["kind"] == "measured"
+    # nothing that knows less than the clairvoyant scheduler is better
+    table = pd.read_csv(quick / "optimal_policies.csv").set_index(["constrained", "policy"])
+    assert (table.way_p99.dropna() <= 100).all()
+    assert (table.way_mean.dropna() <= 100).all()

@@ -39,6 +39,11 @@ POLICIES: dict[str, tuple[str, Any, str]] = {
     "Stoch": ("#de8f05", "--", "v"),
     "Stoch+": ("#cc78bc", ":", "^"),  # the reading that favours the baseline: the other endpoint always
     "DiSCo": ("#0173b2", "-", "o"),
+    "optimal": ("#d55e00", (0, (5, 1)), "*"),
+    "optimal, guarded": ("#a33b00", (0, (1, 3)), "d"),
+    "SingleR": ("#029e73", (0, (3, 1, 1, 1, 1, 1)), "p"),
+    "hedged request": ("#ece133", (0, (2, 1)), "h"),
+    "clairvoyant": ("#000000", (0, (1, 1)), "x"),
     "DiSCo, elastic": ("#d55e00", "--", "^"),
     "DiSCo, elastic, equal work": ("#56b4e9", ":", "X"),
     "cloud only": ("#949494", "-.", "s"),

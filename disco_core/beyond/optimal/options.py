@@ -1,0 +1,190 @@
+"""What every choice of when to start the constrained endpoint brings, per prompt length, before any is chosen.
+
+Where the device is constrained, the server starts at once and the device after a wait w: TTFT is `min(S, w + T(l))`,
+S the server's TTFT and T(l) the device's. TTFT is later than a deadline t only where S is and `w > t - T(l)`. Only 0
+and the sample points of F are worth waiting for: between two of them a longer wait starts the device as often. A wait
+of F's largest sample never starts it. Where the server is constrained, the device starts at once and the server at
+once or never: when the device answers is known, so a server that starts later still is charged, and answers later.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from disco_core import checks
+from disco_core.checks import Floats, Ints
+from disco_core.cost import Constraint
+from disco_core.dispatch import NEVER
+from disco_core.errors import InputError
+from disco_core.latency import DeviceProfile, TTFTDistribution
+from disco_core.workload import LengthDistribution
+
+ATOMS = 256  # waits that are considered
+LENGTHS = {Constraint.DEVICE: 256, Constraint.SERVER: 2048}  # lengths that are told apart
+ByLength = Mapping[int, TTFTDistribution]
+# a distribution and the lengths, by their rows, whose server TTFT it is
+Parts = Sequence[tuple[TTFTDistribution, Ints]]
+
+
+def parts_of(ttft: "TTFTDistribution | ByLength", tokens: Ints) -> Parts:
+    """F of every length. Of a mapping a length takes the entry of the next longer key, or else of the longest."""
+    if not isinstance(ttft, Mapping):
+        return [(checks.instance_of(ttft, TTFTDistribution, "ttft"), np.arange(tokens.size))]
+    if not ttft:
+        raise InputError("ttft by length must have at least one length")
+    keys = sorted(checks.count(key, "a length of ttft") for key in ttft)
+    entry = np.searchsorted(keys, np.minimum(tokens, keys[-1]))
+    known = [checks.instance_of(ttft[key], TTFTDistribution, f"ttft[{key}]") for key in keys]
+    return [(known[i], np.flatnonzero(entry == i)) for i in np.unique(entry)]
+
+
+def least(
+    function: Callable[[float], float], limit: float, low: float, high: float, accuracy: float = 1e-9
+) -> tuple[float, float]:
+    """Bounds, as close as `accuracy` relative to them, of the least t at which a falling function is at most `limit`.
+
+    It lies from `low` to `high`; where it is near `low`, fewer steps are needed.
+    """
+    step = accuracy * low if low > 0 else high
+    while high - low > accuracy * high:
+        middle = min(low + step, (low + high) / 2)
+        if function(middle) <= limit:
+            high, step = middle, high
+        else:
+            low, step = middle, 8 * step
+    return low, high
+
+
+def late(ttft: TTFTDistribution, t: float) -> float:
+    """`P(S > t)`."""
+    below = int(np.searchsorted(ttft.values_s, t, side="right"))
+    return 1.0 - float(ttft.cumulative[below - 1]) if below else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Lengths:
+    """The prompt lengths that are told apart, each of shape (lengths,).
+
+    tokens    the length; taken together, the longest
+    chance    p(l), its share of the requests
+    load      `l / E[l]`, so that `chance * load` is its share of the prompt tokens; together, their mean
+    shortest  taken together, the shortest
+    """
+
+    tokens: Ints
+    chance: Floats
+    load: Floats
+    shortest: Ints
+
+    @classmethod
+    def of(cls, lengths: LengthDistribution, most: int) -> "Lengths":
+        """All lengths, or where there are more than `most`, groups of neighbours of similar weight."""
+        chance = lengths.counts / lengths.counts.sum()
+        mass = lengths.tokens * lengths.counts / (lengths.tokens @ lengths.counts)
+        if lengths.tokens.size <= most:
+            return cls(lengths.tokens, chance, lengths.tokens / lengths.mean, lengths.tokens)
+        weight = np.cumsum(chance + mass)
+        last = np.unique(np.append(np.searchsorted(weight, np.arange(1, most) / most * weight[-1]), weight.size - 1))
+        first = np.append(0, last[:-1] + 1)
+        together = np.add.reduceat(chance, first)
+        return cls(lengths.tokens[last], together, np.add.reduceat(mass, first) / together, lengths.tokens[first])
+
+    def shortened(self) -> "Lengths":
+        """Of lengths taken together the shortest for all."""
+        return Lengths(self.shortest, self.chance, self.load * (self.shortest / self.tokens), self.shortest)
+
+
+class Options(ABC):
+    """Choices of the constrained endpoint's start, from early to late; arrays have shape (lengths, choices).
+
+    delays_s   seconds until the constrained endpoint starts, inf for never
+    mean_s     mean TTFT in seconds
+    share      probability that the constrained endpoint starts, times the length's load
+    latest_s   a deadline that is met without the constrained endpoint
+
+    With `relaxed` nothing that was left out can do better than one of them: lengths taken together are as short as
+    the shortest, and a wait is as early as the one before it but starts the device as seldom as the one after it.
+    """
+
+    delays_s: Floats
+    mean_s: Floats
+    share: Floats
+    latest_s: float
+
+    def __init__(self, lengths: Lengths, parts: Parts, device: DeviceProfile, *, relaxed: bool = False) -> None:
+        self.lengths, self.parts, self.device = lengths.shortened() if relaxed else lengths, parts, device
+        self.device_s, self.rows = device.ttft(self.lengths.tokens), np.arange(lengths.tokens.size)
+
+    def relaxed(self) -> "Options":
+        """The same with `relaxed`, to bound what is possible with all waits and lengths."""
+        return type(self)(self.lengths, self.parts, self.device, relaxed=True)
+
+    @abstractmethod
+    def tail(self, t: float) -> tuple[Ints, Floats, Floats]:
+        """Of each length, for a deadline t: the last choice that is of use to meet it, -1 if none is, `P(TTFT > t)`
+        with any later choice, and by how much less that is with one up to it; each of shape (lengths,).
+        """
+
+
+class DeviceOptions(Options):
+    """The device waits for 0 seconds or until a sample point of F; where F has more than ATOMS of them, for some.
+
+    Mean TTFT between two of these waits is interpolated, which is exact where F has no sample between them and
+    otherwise a lower bound, since the mean is concave in the time at which the device answers.
+    """
+
+    def __init__(self, lengths: Lengths, parts: Parts, device: DeviceProfile, *, relaxed: bool = False) -> None:
+        super().__init__(lengths, parts, device, relaxed=relaxed)
+        self.latest_s = max(float(ttft.values_s[-1]) for ttft, _ in parts)
+        waits_s = [_waits(ttft) for ttft, _ in parts]
+        shape = self.rows.size, max(waits.size for waits, _ in waits_s)
+        self.delays_s, self.mean_s, self.share = np.empty(shape), np.empty(shape), np.empty(shape)
+        self._waits = []
+        for (ttft, rows), (waits, thinned) in zip(parts, waits_s, strict=True):
+            begin = np.append(waits[0], waits[:-1]) if relaxed and thinned else waits
+            self._waits.append(begin)
+            more = shape[1] - waits.size
+            self.delays_s[rows] = np.pad(begin, (0, more), "edge")
+            first_s = self.delays_s[rows] + self.device_s[rows, None]
+            self.mean_s[rows] = np.interp(first_s, waits, ttft.mean_min(waits))
+            self.share[rows] = self.lengths.load[rows, None] * np.pad(ttft.sf(waits), (0, more), "edge")
+
+    def tail(self, t: float) -> tuple[Ints, Floats, Floats]:
+        last, tail = np.empty(self.rows.size, np.int64), np.empty(self.rows.size)
+        for (ttft, rows), waits in zip(self.parts, self._waits, strict=True):
+            tail[rows] = late(ttft, t)
+            last[rows] = np.searchsorted(waits, t * (1 + 1e-15) - self.device_s[rows], side="right") - 1
+        # a sum of two times can round to beyond the deadline where their difference does not
+        while (over := (last >= 0) & (self.delays_s[self.rows, last] + self.device_s > t)).any():
+            last -= over
+        return last, tail, np.where(last >= 0, tail, 0.0)
+
+
+class ServerOptions(Options):
+    """The server starts at once or never."""
+
+    def __init__(self, lengths: Lengths, parts: Parts, device: DeviceProfile, *, relaxed: bool = False) -> None:
+        super().__init__(lengths, parts, device, relaxed=relaxed)
+        self.latest_s = float(self.device_s.max())
+        self.delays_s = np.broadcast_to([0.0, NEVER], (self.rows.size, 2))
+        self.mean_s, self.share = np.empty(self.delays_s.shape), np.zeros(self.delays_s.shape)
+        self.mean_s[:, 1], self.share[:, 0] = self.device_s, self.lengths.load
+        for ttft, rows in parts:
+            self.mean_s[rows, 0] = ttft.mean_min(self.device_s[rows])
+
+    def tail(self, t: float) -> tuple[Ints, Floats, Floats]:
+        slow, less = self.device_s > t, np.zeros(self.rows.size)
+        for ttft, rows in self.parts:
+            less[rows] = slow[rows] * (1.0 - late(ttft, t))
+        return np.where(slow, 0, -1), slow.astype(np.float64), less
+
+
+def _waits(ttft: TTFTDistribution) -> tuple[Floats, bool]:
+    """0 and the sample points, ascending; of many some quantiles, closer in the tail; and whether they were many."""
+    points = ttft.values_s[np.append(np.diff(ttft.values_s) > 0, True)]
+    if thinned := points.size > ATOMS:
+        even = np.arange(1, ATOMS + 1) / ATOMS
+        points = np.unique(ttft.quantile(1.0 - (1.0 - even) ** 2))
+    return points if points[0] == 0 else np.append(0.0, points), thinned
