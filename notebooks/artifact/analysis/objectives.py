@@ -151,7 +151,7 @@ def requests_said(measured: Measured, table: pd.DataFrame) -> str:
         f"({by_alpha}).",
         f"Without the allowance, which is {first:.2f} times the fitted TTFT and {token:.2f} times the TPOT, "
         f"{100 * feasible.strict.mean():.0f} % are.",
-        f"Counted from the arrival, with a device that is busy {100 * measured.settings['utilisation']:.0f} % of the time, "
+        f"Counted from the arrival, with a device busy {100 * measured.settings['utilisation']:.0f} % of the time, "
         f"{100 * feasible.met_queued.mean():.0f} % are.",
         f"From request to request the level changes in {100 * table.switched.mean():.0f} %.",
     ]
