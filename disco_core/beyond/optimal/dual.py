@@ -118,7 +118,7 @@ class Priced:
             float(chance @ (table[rows, free] * (1 - made) + table[rows, met] * made))
             for table in (self.options.mean_s, self.options.share)
         )
-        return Choice(mean_s, share, made, met, free, bool((made * (value - self.free)).max() > 0))
+        return Choice(mean_s, share, made, met, free, bool((made * (value - self.free)).max() > ROUNDING * mean_s))
 
 
 def least_deadline(options: Options, allowed: float, budget: float) -> float:
@@ -131,6 +131,7 @@ def optimum(options: Options, allowed: float, budget: float, t: float, limit_s: 
 
     If there is none, the plan of the least mean of all.
     """
+    t *= 1 + ROUNDING  # so that a time that was rounded up beyond it still meets it
     lowest = ROUNDING * float(options.mean_s.max())  # above 0, so that nothing is spent where it saves nothing
     price, predicted = lowest, np.inf
     more: Choice | None = None  # a plan that spends more than the budget

@@ -21,7 +21,8 @@ from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.workload import LengthDistribution
 
-ATOMS = 256  # waits that are considered
+ATOMS = 192  # waits that are considered at first
+FINER, PASSES = 48, 1  # further waits around those that a plan uses, and how often they are added
 LENGTHS = {Constraint.DEVICE: 256, Constraint.SERVER: 2048}  # lengths that are told apart
 ByLength = Mapping[int, TTFTDistribution]
 # a distribution and the lengths, by their rows, whose server TTFT it is
@@ -103,6 +104,7 @@ class Options(ABC):
     mean_s     mean TTFT in seconds
     share      probability that the constrained endpoint starts, times the length's load
     latest_s   a deadline that is met without the constrained endpoint
+    thinned    whether some choices were left out
 
     With `relaxed` nothing that was left out can do better than one of them: lengths taken together are as short as
     the shortest, and a wait is as early as the one before it but starts the device as seldom as the one after it.
@@ -112,6 +114,7 @@ class Options(ABC):
     mean_s: Floats
     share: Floats
     latest_s: float
+    thinned: bool = False
 
     def __init__(self, lengths: Lengths, parts: Parts, device: DeviceProfile, *, relaxed: bool = False) -> None:
         self.lengths, self.parts, self.device = lengths.shortened() if relaxed else lengths, parts, device
@@ -120,6 +123,10 @@ class Options(ABC):
     def relaxed(self) -> "Options":
         """The same with `relaxed`, to bound what is possible with all waits and lengths."""
         return type(self)(self.lengths, self.parts, self.device, relaxed=True)
+
+    def refined(self, choices: Ints, probability: Floats) -> "Options":
+        """The same with further choices beside those of a plan, if some were left out (`thinned`)."""
+        return self
 
     @abstractmethod
     def tail(self, t: float) -> tuple[Ints, Floats, Floats]:
@@ -133,16 +140,27 @@ class DeviceOptions(Options):
 
     Mean TTFT between two of these waits is interpolated, which is exact where F has no sample between them and
     otherwise a lower bound, since the mean is concave in the time at which the device answers.
+
+    grids   the waits of each part, ascending from 0, and whether others were left out; by default of `_waits`
     """
 
-    def __init__(self, lengths: Lengths, parts: Parts, device: DeviceProfile, *, relaxed: bool = False) -> None:
+    def __init__(
+        self,
+        lengths: Lengths,
+        parts: Parts,
+        device: DeviceProfile,
+        grids: "Sequence[tuple[Floats, bool]] | None" = None,
+        *,
+        relaxed: bool = False,
+    ) -> None:
         super().__init__(lengths, parts, device, relaxed=relaxed)
         self.latest_s = max(float(ttft.values_s[-1]) for ttft, _ in parts)
-        waits_s = [_waits(ttft) for ttft, _ in parts]
-        shape = self.rows.size, max(waits.size for waits, _ in waits_s)
+        self._grids = [_waits(ttft) for ttft, _ in parts] if grids is None else grids
+        self.thinned = any(thinned for _, thinned in self._grids)
+        shape = self.rows.size, max(waits.size for waits, _ in self._grids)
         self.delays_s, self.mean_s, self.share = np.empty(shape), np.empty(shape), np.empty(shape)
         self._waits = []
-        for (ttft, rows), (waits, thinned) in zip(parts, waits_s, strict=True):
+        for (ttft, rows), (waits, thinned) in zip(parts, self._grids, strict=True):
             begin = np.append(waits[0], waits[:-1]) if relaxed and thinned else waits
             self._waits.append(begin)
             more = shape[1] - waits.size
@@ -150,6 +168,25 @@ class DeviceOptions(Options):
             first_s = self.delays_s[rows] + self.device_s[rows, None]
             self.mean_s[rows] = np.interp(first_s, waits, ttft.mean_min(waits))
             self.share[rows] = self.lengths.load[rows, None] * np.pad(ttft.sf(waits), (0, more), "edge")
+
+    def relaxed(self) -> "DeviceOptions":
+        return DeviceOptions(self.lengths, self.parts, self.device, self._grids, relaxed=True)
+
+    def refined(self, choices: Ints, probability: Floats) -> "DeviceOptions":
+        grids = []
+        for (ttft, rows), (waits, thinned) in zip(self.parts, self._grids, strict=True):
+            used = np.unique(np.minimum(choices[rows][probability[rows] > 0], waits.size - 1))
+            if thinned:
+                edges = np.unique(np.clip(np.concatenate([used - 1, used, used + 1]), 0, waits.size - 1))
+                first = np.searchsorted(ttft.values_s, waits[edges[:-1]], side="right")
+                last = np.searchsorted(ttft.values_s, waits[edges[1:]])
+                beside = np.diff(edges) == 1
+                steps = np.arange(1, 2 + FINER // max(int(beside.sum()), 1))
+                at = first[beside, None] + (last - first)[beside, None] * steps // (steps.size + 1)
+                more = ttft.values_s[np.minimum(at, np.maximum(last - 1, first)[beside, None])]
+                waits = np.unique(np.append(waits, more))
+            grids.append((waits, thinned))
+        return DeviceOptions(self.lengths, self.parts, self.device, grids)
 
     def tail(self, t: float) -> tuple[Ints, Floats, Floats]:
         last, tail = np.empty(self.rows.size, np.int64), np.empty(self.rows.size)
