@@ -1,27 +1,27 @@
 """Requests that another tool recorded: arrival, lengths and time to first token (TTFT) of each.
 
-`read(path)` tells the form from the content, not from the file's name. The forms, and where each is defined:
+`read(path)` tells the form from the content, not from the file's name. The forms, and the public files that define
+them, read on the main branches in autumn 2026, when vLLM 0.33, GuideLLM 0.8 and AIPerf 0.14 were the releases:
 
 csv       columns arrival_s, prompt_tokens, ttft_s and, if known, output_tokens, in seconds and tokens; an empty
           ttft_s is a request that failed. JSON objects with these keys are read as well.
-vLLM      the result of `vllm bench serve --save-result --save-detailed`: its
-          vllm/benchmarks/serve.py of autumn 2026 (0.33). A request failed if it has an error, no output or a
-          TTFT of 0. Results from before 2026 lack start_times.
-GuideLLM  benchmarks.json with report schema 1: its schemas/base/request_stats.py of autumn 2026 (0.8).
-AIPerf    profile_export.jsonl: its common/models/record_models.py and tutorial on profile exports of autumn
-          2026 (0.14).
-LiteLLM   rows of its proxy's table LiteLLM_SpendLogs (schema.prisma of autumn 2026) as a csv, as JSON lines or as
-          /spend/logs returns them; times without a zone are UTC. An answer that was not streamed has its end as
+vLLM      the result of `vllm bench serve --save-result --save-detailed` (vllm/benchmarks/serve.py). A request failed
+          if it has an error, no output or a TTFT of 0. Results from before 2026 lack start_times.
+GuideLLM  benchmarks.json with report schema 1 (benchmark/schemas/report.py, schemas/base/request_stats.py)
+AIPerf    profile_export.jsonl (common/models/record_models.py, docs/tutorials/working-with-profile-exports.md)
+LiteLLM   rows of its proxy's table LiteLLM_SpendLogs (schema.prisma) as a csv, as JSON lines or as /spend/logs
+          returns them; times without a zone are UTC. An answer that was not streamed has its end as
           completionStartTime, so these are left out, and so are answers from LiteLLM's cache.
 
 TTFT counts from the moment the tool sent the request: its own queue is not the server's. Where GuideLLM and AIPerf
 know the first token that is no reasoning, that one counts; vLLM's script counts the first chunk, also an empty one.
 
 Refused with one line (ArtifactError): a file that cannot be read, an unknown form, a missing column, text or an
-infinite value where a number belongs, a negative time or TTFT, a TTFT of 0, prompt tokens that are no whole number of
-at least 1, fewer than 10 requests with a first token, and a file of several runs or models of which none was chosen.
-Accepted with a line in `notes`: times out of order, requests that lack a value, fewer than 100 requests, a run of
-which only a sample was recorded, and a median TTFT above a minute, which may be milliseconds.
+infinite value where a number belongs, a negative time, a TTFT of 0, tokens that are no whole number of at least 1,
+fewer than 10 requests with a first token, and a file of several runs or models of which none was chosen.
+Accepted with a line in `notes`: times out of order; requests that are left out because they lack a value, were not
+streamed, belong to the warm-up or were cut off by the end of the run; a run of which only a sample was recorded;
+fewer than 100 requests; and a median TTFT above a minute, which may be milliseconds.
 """
 
 from collections.abc import Callable, Sequence
@@ -206,7 +206,9 @@ def _guidellm_runs(rows: Sequence[Row]) -> dict[str, Any]:
     runs = {}
     for number, run in enumerate(rows[0]["benchmarks"], 1):
         strategy = run.get("config", {}).get("strategy", {})
-        runs[f"{number}-{strategy.get('type_', 'run')}"] = run
+        load = strategy.get("rate", strategy.get("streams"))
+        kind = strategy.get("type_", strategy.get("kind", "run"))
+        runs[f"{number}-{kind}" if load is None else f"{number}-{kind}@{load:.4g}"] = run
     return runs
 
 

@@ -39,7 +39,7 @@ def vllm_run(n: int = N) -> dict[str, Any]:
     return run
 
 
-def guidellm_run(n: int = N, kind: str = "constant") -> dict[str, Any]:
+def guidellm_run(n: int = N, kind: str = "constant", **load: float) -> dict[str, Any]:
     def request(index: int) -> dict[str, Any]:
         start = BEGAN_S + index * 0.5
         timings = {"targeted_start": start, "request_start": start, "first_token_iteration": start + 0.2}
@@ -59,7 +59,7 @@ def guidellm_run(n: int = N, kind: str = "constant") -> dict[str, Any]:
 
     return {
         "type_": "generative_benchmark",
-        "config": {"run_index": 0, "strategy": {"type_": kind, "rate": 2.0}},
+        "config": {"run_index": 0, "strategy": {"type_": kind} | load},
         "metrics": {"request_totals": {"successful": n, "incomplete": 0, "errored": 1, "total": n + 1}},
         "requests": {
             "successful": [request(index) for index in reversed(range(n))],  # in order of completion
@@ -306,12 +306,12 @@ def test_guidellm_report(tmp_path: Path) -> None:
 
 
 def test_guidellm_sweep_needs_a_choice_and_a_sample_is_noted(tmp_path: Path) -> None:
-    run = guidellm_run(kind="poisson")
+    run = guidellm_run(kind="poisson", rate=2.5)
     run["metrics"]["request_totals"] |= {"successful": 40, "incomplete": 2}
-    report = guidellm_report(guidellm_run(0, "synchronous"), run)
-    assert refused(tmp_path, report).endswith("one of: 1-synchronous, 2-poisson")
+    report = guidellm_report(guidellm_run(0, "synchronous"), run, guidellm_run(kind="concurrent", streams=8))
+    assert refused(tmp_path, report).endswith("one of: 1-synchronous, 2-poisson@2.5, 3-concurrent@8")
     assert refused(tmp_path, report, "3").startswith("no part '3'; name the part")
-    found = read(made(tmp_path, report), "2-poisson")
+    found = read(made(tmp_path, report), "2-poisson@2.5")
     assert found.notes[:2] == ("only 12 of 40 requests were recorded", "left out: 2 cut off by the end of the run")
     assert "requests with a first token: 0" in refused(tmp_path, report, "1-synchronous")
 
