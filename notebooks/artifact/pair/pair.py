@@ -83,9 +83,6 @@ class Pair:
         """Write the pair to a folder, which is returned; ArtifactError if that is not possible."""
         found = self.requests
         columns = {name: getattr(found, name) for name in ("arrival_s", "prompt_tokens", "output_tokens", "ttft_s")}
-        device = {
-            name: getattr(self.device, name) for name in ("prefill_rate", "decode_rate", "startup", "r_squared")
-        }
         about = {
             "format": FORMAT,
             "requests": {name: getattr(found, name) for name in ("failed", "form", "began_s", "notes")},
