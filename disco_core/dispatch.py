@@ -4,8 +4,10 @@ Symbols: l prompt length, p(l) its frequency, b the budget ratio, F the server's
 alpha the tail share, w(l) the device's wait, l_th the length threshold.
 """
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +20,7 @@ from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.workload import LengthDistribution
 
 NEVER = np.inf  # a delay: the plan does not start that endpoint
+_FORMAT = {"format": "disco_core.DispatchPlan", "version": 1}  # of a plan as text
 _DENSE = 1 << 16  # longest planned length that is looked up in a table instead of searched
 
 
@@ -103,6 +106,39 @@ class DispatchPlan:
             below = np.searchsorted(at + ttft.values_s, delay[here], side="right")
             share[here] = 1.0 - np.concatenate([[0.0], ttft.cumulative])[below]
         return share
+
+    def to_json(self) -> str:
+        """The plan as text that `from_json` reads, exactly; null stands for a delay of inf and a budget of NaN."""
+        delays = [[[None if d == NEVER else d for d in row] for row in end] for end in self.delays_s.tolist()]
+        fields = {
+            "name": self.name,
+            "constraint": None if self.constraint is None else self.constraint.value,
+            "budget": None if np.isnan(self.budget) else self.budget,
+            "prompt_tokens": self.prompt_tokens.tolist(),
+            "delays_s": delays,
+            "probability": self.probability.tolist(),
+        }
+        return json.dumps(_FORMAT | fields)
+
+    @classmethod
+    def from_json(cls, text: str) -> "DispatchPlan":
+        """A plan that `to_json` wrote; InputError, in one line, for any other text, also of another version."""
+        found = _fields(text)
+        try:
+            constraint = None if found["constraint"] is None else Constraint(found["constraint"])
+        except ValueError:
+            allowed = ", ".join(one.value for one in Constraint)
+            raise InputError(
+                f"constraint must be null or one of {allowed}, got {found['constraint']!r:.80}"
+            ) from None
+        return cls(
+            checks.instance_of(found["name"], str, "name"),
+            checks.tokens(found["prompt_tokens"], "prompt_tokens"),
+            checks.seconds(_never(found["delays_s"]), "delays_s", allow_inf=True),
+            checks.numbers(found["probability"], "probability"),
+            constraint,
+            found["budget"] if constraint else float("nan"),
+        )
 
     def _entry(self, lengths: Ints) -> Ints:
         known: Ints = np.minimum(lengths, self.prompt_tokens[-1])
@@ -224,6 +260,35 @@ def plan_disco(
     if checks.instance_of(constraint, Constraint, "constraint") is Constraint.DEVICE:
         return plan_device_constrained(prompt_tokens, ttft, budget, tail)
     return plan_server_constrained(prompt_tokens, budget)
+
+
+def _fields(text: str) -> dict[str, Any]:
+    """The fields of a plan as text, their names and the version checked."""
+
+    def no_number(word: str) -> None:
+        raise ValueError(f"{word} is no number of JSON")
+
+    try:
+        found = json.loads(checks.instance_of(text, str, "a plan as text"), parse_constant=no_number)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"a plan must be a text that to_json wrote, this is no JSON: {error}") from None
+    if not isinstance(found, dict) or found.get("format") != _FORMAT["format"]:
+        raise InputError(f"a plan must be a text that to_json wrote, this is no plan: {text!r:.60}")
+    if (version := found.get("version")) is True or version != _FORMAT["version"]:
+        raise InputError(f"a plan must be of version {_FORMAT['version']}, got version {version!r:.40}")
+    names = {"name", "constraint", "budget", "prompt_tokens", "delays_s", "probability"}
+    if missing := sorted(names - found.keys()):
+        raise InputError(f"a plan must have all its fields, this one is without {', '.join(missing)}")
+    if unknown := sorted(found.keys() - names - _FORMAT.keys()):
+        raise InputError(f"a plan must have no other fields than to_json writes, this one has {', '.join(unknown)}")
+    return found
+
+
+def _never(delays: Any) -> Any:
+    """Delays from JSON, with inf for null."""
+    if isinstance(delays, list):
+        return [_never(one) for one in delays]
+    return NEVER if delays is None else delays
 
 
 def _mix(ttft: TTFTDistribution, share: float) -> tuple[tuple[float, float], float]:
