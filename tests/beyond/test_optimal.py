@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import disco_core as dc
 from disco_core.beyond import optimal
+from disco_core.beyond.expectation import expected
 from disco_core.beyond.optimal import options
 from tests.helpers.programme import Programme
 
@@ -179,7 +180,7 @@ def test_the_plan_is_never_behind_disco_where_lengths_are_taken_together():
     for budget in (0.3, 0.7, 0.9):
         found = optimal.solve(seen, ttft, device, budget, dc.Constraint.DEVICE)
         disco = dc.plan_disco(dc.Constraint.DEVICE, seen, ttft, budget)
-        assert found.deadline_s <= optimal.expected(disco, seen, ttft, device).quantile(0.99)
+        assert found.deadline_s <= expected(disco, seen, ttft, device).quantile(0.99)
         assert bool(found.fallback) == (found.plan.name == disco.name)
 
 
@@ -213,7 +214,7 @@ def test_the_certificate_says_what_binds():
         "least P99": ("budget", "deadline"),
         "free": (),
     }
-    disco = optimal.expected(dc.plan_disco(dc.Constraint.DEVICE, seen, ttft, 0.3), seen, ttft, asked[2])
+    disco = expected(dc.plan_disco(dc.Constraint.DEVICE, seen, ttft, 0.3), seen, ttft, asked[2])
     assert of["least mean"].mean_s < disco.mean_s < of["default"].mean_s <= disco.mean_s * (1 + 0.01 + 1e-9)
     assert of["least P99"].deadline_s < of["default"].deadline_s < disco.quantile(0.99)
 
@@ -246,7 +247,7 @@ def test_the_least_budget_for_a_deadline_is_named():
 def test_traces_of_one_and_two_values_have_a_plan(constraint, budget, samples):
     seen, ttft, device = [3, 9, 40], dc.TTFTDistribution(samples), dc.DeviceProfile(20.0, 10.0)
     found = optimal.solve(seen, ttft, device, budget, constraint)
-    disco = optimal.expected(dc.plan_disco(constraint, seen, ttft, budget), seen, ttft, device)
+    disco = expected(dc.plan_disco(constraint, seen, ttft, budget), seen, ttft, device)
     assert found.share <= budget + 1e-12
     assert found.deadline_s <= disco.quantile(0.99)
     assert found.gap_s == pytest.approx(0, abs=1e-9)

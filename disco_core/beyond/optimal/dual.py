@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from disco_core.beyond.optimal.options import Options, least
+from disco_core.beyond.expectation import least
+from disco_core.beyond.optimal.options import Options
 from disco_core.checks import Floats, Ints
 
 ROUNDING = 1e-12  # of probabilities, and of seconds relative to the mean

@@ -9,19 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from disco_core import checks
+from disco_core.beyond.expectation import ByLength, Expected, Parts, expected, parts_of
 from disco_core.beyond.optimal.dual import ROUNDING, Optimum, Priced, least_deadline, optimum
-from disco_core.beyond.optimal.expectation import Expected, expected
-from disco_core.beyond.optimal.options import (
-    LENGTHS,
-    PASSES,
-    ByLength,
-    DeviceOptions,
-    Lengths,
-    Options,
-    Parts,
-    ServerOptions,
-    parts_of,
-)
+from disco_core.beyond.optimal.options import LENGTHS, PASSES, DeviceOptions, Lengths, Options, ServerOptions
 from disco_core.cost import Constraint, End
 from disco_core.dispatch import NEVER, DispatchPlan, plan_disco
 from disco_core.errors import InputError

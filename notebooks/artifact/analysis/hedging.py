@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from disco_core import checks
-from disco_core.beyond.optimal import expected
+from disco_core.beyond.expectation import expected
 from disco_core.checks import Floats
 from disco_core.cost import Constraint, End
 from disco_core.dispatch import NEVER, DispatchPlan

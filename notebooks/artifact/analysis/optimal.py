@@ -17,7 +17,8 @@ from artifact.analysis import hedging
 from artifact.analysis.sweep import sweep
 from artifact.data import traces
 from disco_core import checks
-from disco_core.beyond.optimal import expected, solve
+from disco_core.beyond.expectation import expected
+from disco_core.beyond.optimal import solve
 from disco_core.checks import Floats
 from disco_core.cost import Constraint
 from disco_core.dispatch import DispatchPlan, plan_disco, plan_server_only

@@ -12,7 +12,9 @@ from artifact.measure.optimal import IN_TIME, RANDOM
 from artifact.measure.store import Measured
 from artifact.publish import figures
 from disco_core import checks
-from disco_core.beyond.optimal import LengthDependence, expected, solve
+from disco_core.beyond.expectation import expected
+from disco_core.beyond.length_dependence import LengthDependence
+from disco_core.beyond.optimal import solve
 from disco_core.cost import Constraint, End
 from disco_core.dispatch import DispatchPlan, plan_disco
 from disco_core.latency import DeviceProfile, TTFTDistribution

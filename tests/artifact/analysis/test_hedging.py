@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 import disco_core as dc
 from artifact.analysis.hedging import hedged_request, single_r
-from disco_core.beyond import optimal
+from disco_core.beyond.expectation import expected
+from disco_core.beyond.optimal import solve
 
 CONSTRAINTS = pytest.mark.parametrize("constraint", dc.Constraint)
 BUDGETS = st.sampled_from([0.0, 0.02, 0.1, 0.3, 0.7, 1.0])
@@ -23,12 +24,12 @@ def made(seed):
 @given(seed=st.integers(0, 2**32), budget=BUDGETS)
 def test_both_keep_within_the_budget_and_the_optimum_is_no_worse(constraint, seed, budget):
     seen, ttft = made(seed)
-    least = optimal.solve(seen, ttft, DEVICE, budget, constraint, quantile=0.9, growth=np.inf)
+    least = solve(seen, ttft, DEVICE, budget, constraint, quantile=0.9, growth=np.inf)
     for plan in (
         hedged_request(seen, ttft, DEVICE, budget, constraint),
         single_r(seen, ttft, DEVICE, budget, constraint, quantile=0.9),
     ):
-        found = optimal.expected(plan, seen, ttft, DEVICE)
+        found = expected(plan, seen, ttft, DEVICE)
         assert found.shares[constraint.end] <= budget + 1e-12
         assert found.shares[1 - constraint.end] == 1.0
         assert least.deadline_s <= found.quantile(0.9) + 1e-9
@@ -38,12 +39,12 @@ def test_both_keep_within_the_budget_and_the_optimum_is_no_worse(constraint, see
 @given(seed=st.integers(0, 2**32), budget=BUDGETS)
 def test_no_delay_and_probability_within_the_budget_beats_single_r(constraint, seed, budget):
     seen, ttft = made(seed)
-    best = optimal.expected(single_r(seen, ttft, DEVICE, budget, constraint, 0.9), seen, ttft, DEVICE).quantile(0.9)
+    best = expected(single_r(seen, ttft, DEVICE, budget, constraint, 0.9), seen, ttft, DEVICE).quantile(0.9)
     rng = np.random.default_rng(seed)
     for delay, part in zip(rng.choice(np.append(ttft.values_s, 0), 40), rng.random(40), strict=True):
         delays = np.zeros((2, 1, 2))
         delays[constraint.end] = [delay, np.inf]
-        found = optimal.expected(dc.DispatchPlan("any", [1], delays, [[part, 1 - part]]), seen, ttft, DEVICE)
+        found = expected(dc.DispatchPlan("any", [1], delays, [[part, 1 - part]]), seen, ttft, DEVICE)
         if found.shares[constraint.end] <= budget:
             assert best <= found.quantile(0.9) + 1e-9
 
@@ -52,15 +53,15 @@ def test_no_delay_and_probability_within_the_budget_beats_single_r(constraint, s
 @given(seed=st.integers(0, 2**32), budget=BUDGETS)
 def test_of_delays_with_the_same_quantile_single_r_has_the_least_mean(constraint, seed, budget):
     seen, ttft = made(seed)
-    ours = optimal.expected(single_r(seen, ttft, DEVICE, budget, constraint, 0.9), seen, ttft, DEVICE)
+    ours = expected(single_r(seen, ttft, DEVICE, budget, constraint, 0.9), seen, ttft, DEVICE)
     rng = np.random.default_rng(seed)
     first = ttft.values_s if constraint is dc.Constraint.DEVICE else DEVICE.ttft(seen)
     for delay in rng.choice(np.append(first, 0), 20):
         delays = np.zeros((2, 1, 2))
         delays[constraint.end] = [delay, np.inf]
-        always = optimal.expected(dc.DispatchPlan("any", [1], delays, [[1, 0]]), seen, ttft, DEVICE)
+        always = expected(dc.DispatchPlan("any", [1], delays, [[1, 0]]), seen, ttft, DEVICE)
         part = min(1.0, budget / always.shares[constraint.end]) if always.shares[constraint.end] else 1.0
-        found = optimal.expected(dc.DispatchPlan("any", [1], delays, [[part, 1 - part]]), seen, ttft, DEVICE)
+        found = expected(dc.DispatchPlan("any", [1], delays, [[part, 1 - part]]), seen, ttft, DEVICE)
         if found.quantile(0.9) <= ours.quantile(0.9):
             assert found.mean_s >= ours.mean_s - 1e-9
 
@@ -75,7 +76,7 @@ def test_a_hedged_request_waits_for_the_quantile_of_the_other_endpoint():
     server_plan = hedged_request(lengths, ttft, DEVICE, 1.0, dc.Constraint.SERVER, level=0.9)
     delay = server_plan.delays_s[dc.End.SERVER, 0, 0]
     assert delay == DEVICE.ttft(20)
-    assert optimal.expected(server_plan, lengths, ttft, DEVICE).shares[dc.End.SERVER] == pytest.approx(40 / 140)
+    assert expected(server_plan, lengths, ttft, DEVICE).shares[dc.End.SERVER] == pytest.approx(40 / 140)
 
 
 @pytest.mark.parametrize("make", [hedged_request, single_r])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 import disco_core as dc
-from disco_core.beyond import optimal
+from disco_core.beyond.length_dependence import LengthDependence
 
 
 def observed(rng, n, slope):
@@ -20,7 +20,7 @@ def observed(rng, n, slope):
 def test_the_correlation_is_spearmans(seed, n, distinct):
     rng = np.random.default_rng(seed)
     length, time = rng.integers(1, distinct + 1, n), rng.integers(1, distinct + 1, n) / 10
-    found = optimal.LengthDependence.fit(length, time)
+    found = LengthDependence.fit(length, time)
     if np.ptp(length) == 0 or np.ptp(time) == 0:
         assert np.isnan(found.correlation)
         assert (found.p_value, found.weight) == (1.0, 0.0)
@@ -31,7 +31,7 @@ def test_the_correlation_is_spearmans(seed, n, distinct):
 @pytest.mark.parametrize("slope", [0.003, 0.01, 0.1])
 def test_a_known_dependence_is_found(slope):
     length, time = observed(np.random.default_rng(0), 4000, slope)
-    found = optimal.LengthDependence.fit(length, time)
+    found = LengthDependence.fit(length, time)
     assert found.p_value < 1e-6
     assert found.weight > 0.99
     by_length = found.ttft(length)
@@ -41,13 +41,13 @@ def test_a_known_dependence_is_found(slope):
 
 def test_independent_samples_are_rejected_as_often_as_the_level_says():
     rng = np.random.default_rng(1)
-    found = [optimal.LengthDependence.fit(*observed(rng, 80, 0.0)) for _ in range(600)]
+    found = [LengthDependence.fit(*observed(rng, 80, 0.0)) for _ in range(600)]
     for level in (0.05, 0.2):
         assert np.mean([one.p_value < level for one in found]) == pytest.approx(level, abs=0.03)
     none = [one for one in found if one.weight == 0]
     assert len(none) > 450
     length, time = observed(rng, 50, 0.0)
-    falling = optimal.LengthDependence.fit(np.sort(length), np.sort(time)[::-1])
+    falling = LengthDependence.fit(np.sort(length), np.sort(time)[::-1])
     assert falling.weight == 0
     assert np.array_equal(falling.ttft([5, 60]).values_s, np.sort(time))
 
@@ -56,7 +56,7 @@ def test_few_samples_are_shrunk_to_one_f_for_all():
     weights = []
     for n in (10, 30, 300):
         rng = np.random.default_rng(2)
-        weights.append(np.mean([optimal.LengthDependence.fit(*observed(rng, n, 0.003)).weight for _ in range(50)]))
+        weights.append(np.mean([LengthDependence.fit(*observed(rng, n, 0.003)).weight for _ in range(50)]))
     assert weights[0] < weights[1] < weights[2]
     assert weights[0] < 0.6
     assert weights[2] > 0.9
@@ -66,7 +66,7 @@ def test_a_plan_by_length_spends_the_budget_that_disco_exceeds():
     rng = np.random.default_rng(3)
     past, future = observed(rng, 2000, 0.02), observed(rng, 20_000, 0.02)
     device, budget, constraint = dc.DeviceProfile(400.0, 20.0), 0.3, dc.Constraint.DEVICE
-    by_length = optimal.LengthDependence.fit(*past).ttft(past[0])
+    by_length = LengthDependence.fit(*past).ttft(past[0])
     plans = {
         "DiSCo": dc.plan_disco(constraint, past[0], dc.TTFTDistribution(past[1]), budget),
         "by length": dc.plan_optimal(past[0], by_length, device, budget, constraint),
@@ -82,9 +82,7 @@ def test_a_plan_by_length_spends_the_budget_that_disco_exceeds():
 def test_many_samples_and_lengths_make_few_and_small_distributions():
     rng = np.random.default_rng(4)
     length = rng.integers(1, 3000, 20_000)
-    by_length = optimal.LengthDependence.fit(length, (1 + 0.01 * length) * rng.lognormal(0, 0.3, length.size)).ttft(
-        length
-    )
+    by_length = LengthDependence.fit(length, (1 + 0.01 * length) * rng.lognormal(0, 0.3, length.size)).ttft(length)
     assert max(by_length) == length.max()
     assert len(by_length) <= 64
     assert max(one.values_s.size for one in by_length.values()) <= 2000
@@ -96,11 +94,11 @@ def test_many_samples_and_lengths_make_few_and_small_distributions():
 )
 def test_bad_samples_are_named(length, time, says):
     with pytest.raises(dc.InputError, match=says):
-        optimal.LengthDependence.fit(length, time)
+        LengthDependence.fit(length, time)
 
 
 def test_answers_at_once_stay_answers_at_once():
     length = np.arange(1, 101)
-    found = optimal.LengthDependence.fit(length, np.where(length % 10 == 0, 0.0, length / 100))
+    found = LengthDependence.fit(length, np.where(length % 10 == 0, 0.0, length / 100))
     assert found.weight > 0
     assert all(one.values_s[0] == 0 for one in found.ttft(length).values())

@@ -1,5 +1,6 @@
 """What a plan brings in expectation: what `simulate` measures over many requests with these lengths and this F."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -8,12 +9,51 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from disco_core import checks
-from disco_core.beyond.optimal.options import ByLength, Parts, least, parts_of
-from disco_core.checks import Floats
+from disco_core.checks import Floats, Ints
 from disco_core.cost import End
 from disco_core.dispatch import DispatchPlan
+from disco_core.errors import InputError
 from disco_core.latency import DeviceProfile, TTFTDistribution
 from disco_core.workload import LengthDistribution
+
+ByLength = Mapping[int, TTFTDistribution]
+# a distribution and the lengths, by their rows, whose server TTFT it is
+Parts = Sequence[tuple[TTFTDistribution, Ints]]
+
+
+def parts_of(ttft: "TTFTDistribution | ByLength", tokens: Ints) -> Parts:
+    """F of every length. Of a mapping a length takes the entry of the next longer key, or else of the longest."""
+    if not isinstance(ttft, Mapping):
+        return [(checks.instance_of(ttft, TTFTDistribution, "ttft"), np.arange(tokens.size))]
+    if not ttft:
+        raise InputError("ttft by length must have at least one length")
+    keys = sorted(checks.count(key, "a length of ttft") for key in ttft)
+    entry = np.searchsorted(keys, np.minimum(tokens, keys[-1]))
+    known = [checks.instance_of(ttft[key], TTFTDistribution, f"ttft[{key}]") for key in keys]
+    return [(known[i], np.flatnonzero(entry == i)) for i in np.unique(entry)]
+
+
+def least(
+    function: Callable[[float], float], limit: float, low: float, high: float, accuracy: float = 1e-9
+) -> tuple[float, float]:
+    """Bounds, as close as `accuracy` relative to them, of the least t at which a falling function is at most `limit`.
+
+    It lies from `low` to `high`; where it is near `low`, fewer steps are needed.
+    """
+    step = accuracy * low if low > 0 else high
+    while high - low > accuracy * high:
+        middle = min(low + step, (low + high) / 2)
+        if function(middle) <= limit:
+            high, step = middle, high
+        else:
+            low, step = middle, 8 * step
+    return low, high
+
+
+def late(ttft: TTFTDistribution, t: float) -> float:
+    """`P(S > t)`."""
+    below = int(np.searchsorted(ttft.values_s, t, side="right"))
+    return 1.0 - float(ttft.cumulative[below - 1]) if below else 1.0
 
 
 @dataclass(frozen=True, eq=False)
