@@ -5,7 +5,8 @@ them, read on the main branches in autumn 2026, about vLLM 0.33; records that Gu
 LiteLLM 1.108.7 wrote are read in the tests and compared with the log of the server that they asked:
 
 csv       columns arrival_s, prompt_tokens, ttft_s and, if known, output_tokens, in seconds and tokens, separated by
-          commas, semicolons or tabs; an empty ttft_s is a request that failed. JSON objects with these keys are read as well.
+          commas, semicolons or tabs; an empty ttft_s is a request that failed. JSON objects with these
+          keys are read as well.
 vLLM      the result of `vllm bench serve --save-result --save-detailed` (vllm/benchmarks/serve.py). A request failed
           if it has an error, no output or a TTFT of 0. Results from before 2026 lack start_times.
 GuideLLM  benchmarks.json with report schema 1 or 2 (benchmark/schemas/report.py, schemas/base/request_stats.py)
@@ -20,8 +21,9 @@ know the first token that is no reasoning, that one counts; vLLM's script and Li
 an empty one, so that a server that sends the role ahead of its answer seems to answer at once.
 
 Refused with one line (ArtifactError): a file that cannot be read, an unknown form, a missing column, text or an
-infinite value where a number belongs, a decimal comma, a negative time, UNIX times in milliseconds, a TTFT of 0, tokens that are no whole number of at least 1,
-fewer than 10 requests with a first token, and a file of several runs or models of which none was chosen.
+infinite value where a number belongs, a decimal comma, a negative time, UNIX times in milliseconds, a TTFT of 0,
+tokens that are no whole number of at least 1, fewer than 10 requests with a first token, and a file of several runs
+or models of which none was chosen.
 Accepted with a line in `notes`: times out of order; requests that are left out because they lack a value, were not
 streamed, belong to the warm-up or were cut off by the end of the run; a run of which only a sample was recorded;
 fewer than 100 requests; a median TTFT above a minute, which may be milliseconds, and one below 20 ms, which may
