@@ -1,27 +1,33 @@
 """Requests that another tool recorded: arrival, lengths and time to first token (TTFT) of each.
 
 `read(path)` tells the form from the content, not from the file's name. The forms, and the public files that define
-them, read on the main branches in autumn 2026, when vLLM 0.33, GuideLLM 0.8 and AIPerf 0.14 were the releases:
+them, read on the main branches in autumn 2026, about vLLM 0.33; records that GuideLLM 0.8.1, AIPerf 0.13.0 and
+LiteLLM 1.108.7 wrote are read in the tests and compared with the log of the server that they asked:
 
-csv       columns arrival_s, prompt_tokens, ttft_s and, if known, output_tokens, in seconds and tokens; an empty
-          ttft_s is a request that failed. JSON objects with these keys are read as well.
+csv       columns arrival_s, prompt_tokens, ttft_s and, if known, output_tokens, in seconds and tokens, separated by
+          commas, semicolons or tabs; an empty ttft_s is a request that failed. JSON objects with these
+          keys are read as well.
 vLLM      the result of `vllm bench serve --save-result --save-detailed` (vllm/benchmarks/serve.py). A request failed
           if it has an error, no output or a TTFT of 0. Results from before 2026 lack start_times.
-GuideLLM  benchmarks.json with report schema 1 (benchmark/schemas/report.py, schemas/base/request_stats.py)
+GuideLLM  benchmarks.json with report schema 1 or 2 (benchmark/schemas/report.py, schemas/base/request_stats.py)
 AIPerf    profile_export.jsonl (common/models/record_models.py, docs/tutorials/working-with-profile-exports.md)
 LiteLLM   rows of its proxy's table LiteLLM_SpendLogs (schema.prisma) as a csv, as JSON lines or as /spend/logs
-          returns them; times without a zone are UTC. An answer that was not streamed has its end as
+          returns them, or the standard payloads of its logging callbacks as JSON lines; times are ISO 8601,
+          in UTC where they name no zone, or UNIX seconds. An answer that was not streamed has its end as
           completionStartTime, so these are left out, and so are answers from LiteLLM's cache.
 
 TTFT counts from the moment the tool sent the request: its own queue is not the server's. Where GuideLLM and AIPerf
-know the first token that is no reasoning, that one counts; vLLM's script counts the first chunk, also an empty one.
+know the first token that is no reasoning, that one counts; vLLM's script and LiteLLM count the first chunk, also
+an empty one, so that a server that sends the role ahead of its answer seems to answer at once.
 
 Refused with one line (ArtifactError): a file that cannot be read, an unknown form, a missing column, text or an
-infinite value where a number belongs, a negative time, a TTFT of 0, tokens that are no whole number of at least 1,
-fewer than 10 requests with a first token, and a file of several runs or models of which none was chosen.
+infinite value where a number belongs, a decimal comma, a negative time, UNIX times in milliseconds, a TTFT of 0,
+tokens that are no whole number of at least 1, fewer than 10 requests with a first token, and a file of several runs
+or models of which none was chosen.
 Accepted with a line in `notes`: times out of order; requests that are left out because they lack a value, were not
 streamed, belong to the warm-up or were cut off by the end of the run; a run of which only a sample was recorded;
-fewer than 100 requests; and a median TTFT above a minute, which may be milliseconds.
+fewer than 100 requests; a median TTFT above a minute, which may be milliseconds, and one below 20 ms, which may
+be that of a chunk without text.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,6 +49,8 @@ from disco_core.errors import DiscoError
 FEWEST = 10  # requests with a first token; no plan is made from fewer
 SCARCE = 100  # below this number the sample's P99 is its maximum
 SLOW_S = 60.0  # a median TTFT above this is more likely a wrong unit
+HASTY_S = 0.02  # a median TTFT below this is more likely that of a chunk without text
+FAR_S = 1e11  # no UNIX time in seconds is that late
 CSV = ("arrival_s", "prompt_tokens", "ttft_s")
 _SPEND = ("startTime", "endTime", "completionStartTime", "prompt_tokens")
 _LISTED = 12  # runs or models that a message names
@@ -116,7 +124,8 @@ def read(path: Path | str, part: str | None = None) -> Requests:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"not what {form.name} writes ({type(error).__name__}: {error})") from None
     except DiscoError as error:
-        raise ArtifactError(f"{path}: {error}") from None
+        line = " ".join("".join(mark if mark.isprintable() else " " for mark in str(error)).split())
+        raise ArtifactError(f"{path}: {line}") from None
 
 
 def _form(rows: Sequence[Row]) -> _Form:
@@ -126,7 +135,7 @@ def _form(rows: Sequence[Row]) -> _Form:
             return form
     raise ArtifactError(
         f"none of the forms {', '.join(form.name for form in _FORMS)}; as a csv it lacks the columns "
-        f"{', '.join(CSV)} and has {', '.join(sorted(map(str, keys))[:_LISTED])}"
+        f"{', '.join(CSV)} and has {', '.join(sorted(map(str, keys))[:_LISTED]) or 'none'}"
     )
 
 
@@ -151,6 +160,8 @@ def _requests(columns: _Columns, form: str) -> Requests:
         found = f"requests with a first token: {answered.size}, at least {FEWEST} are needed"
         raise ArtifactError("; ".join([found, f"failed: {n_failed}", *notes]))
     every = checks.seconds(columns.arrival_s[~np.isnan(columns.arrival_s)], "arrival_s")
+    if every.max() >= FAR_S:
+        raise ArtifactError(f"arrival_s must be seconds, got {every.max():g}, which looks like milliseconds")
     order = answered[np.argsort(columns.arrival_s[answered], kind="stable")]
     ttft_s = checks.seconds(columns.ttft_s[order], "ttft_s")
     if not ttft_s.all():
@@ -162,6 +173,8 @@ def _requests(columns: _Columns, form: str) -> Requests:
         notes.append(f"{order.size} requests: with fewer than {SCARCE}, the P99 is the slowest of them")
     if np.median(ttft_s) > SLOW_S:
         notes.append(f"the median TTFT is {np.median(ttft_s):g} seconds; check that the unit is not milliseconds")
+    if np.median(ttft_s) < HASTY_S:
+        notes.append(f"the median TTFT is {np.median(ttft_s):g} seconds; check that the first chunk has text")
     return Requests(
         arrival_s=columns.arrival_s[order] - every.min(),
         prompt_tokens=checks.tokens(columns.prompt_tokens[order], "prompt_tokens"),

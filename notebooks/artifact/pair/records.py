@@ -5,6 +5,7 @@ Every failure is an ArtifactError of one line without the path, which the caller
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from artifact.errors import ArtifactError
 from disco_core.checks import Floats
 
 Row = Mapping[str, Any]
+_UTC = "datetime64[ns, UTC]"
 
 
 def load(path: Path) -> Sequence[Row]:
@@ -62,19 +64,29 @@ def numbers(values: Sequence[Any], name: str) -> Floats:
     found = np.full(len(values), np.nan)
     for row, value in enumerate(values):
         try:
-            if isinstance(value, bool):
-                raise TypeError
+            if isinstance(value, bool) or (isinstance(value, str) and ("_" in value or not value.isascii())):
+                raise TypeError  # float() takes 1_000 and the digits of other scripts
             if known(value):
                 found[row] = float(value)
         except (TypeError, ValueError, OverflowError):
-            raise ArtifactError(f"{name} must be a number, got {value!r:.40} in request {row + 1}") from None
+            kind = "a number with a decimal point" if isinstance(value, str) and "," in value else "a number"
+            raise ArtifactError(f"{name} must be {kind}, got {value!r:.40} in request {row + 1}") from None
     return found
 
 
 def times(rows: Sequence[Row], name: str) -> Any:
-    """One column of ISO 8601 times as a Series in UTC, NaT where there is none; times without a zone are UTC."""
-    values = pd.Series([str(row[name]) if known(row.get(name)) else None for row in rows], dtype=object)
-    found = pd.to_datetime(values, format="ISO8601", utc=True, errors="coerce")
+    """One column of times as a Series in UTC, NaT where there is none.
+
+    Texts are ISO 8601, in UTC where they name no zone; numbers are UNIX seconds.
+    """
+    values = pd.Series([row[name] if known(row.get(name)) else None for row in rows], dtype=object)
+    unix = values.map(lambda value: isinstance(value, int | float) and not isinstance(value, bool))
+    try:
+        found = pd.to_datetime(values.mask(unix), format="ISO8601", utc=True, errors="coerce").astype(_UTC)
+        if unix.any():
+            found[unix] = pd.to_datetime(values[unix].astype(float), unit="s", utc=True).astype(_UTC)
+    except (pd.errors.OutOfBoundsDatetime, OverflowError):
+        raise ArtifactError(f"{name} has a time outside the years 1678 to 2261") from None
     wrong = values[found.isna() & values.notna()]
     if not wrong.empty:
         raise ArtifactError(f"{name} must be an ISO 8601 time, got {wrong.iloc[0]!r:.40}")
@@ -94,8 +106,15 @@ def _text(path: Path) -> str:
 
 
 def _csv(text: str) -> Sequence[Row]:
+    """The rows of a csv whose fields are separated by the most frequent of comma, semicolon and tab in line one."""
+    first = re.split(r"[\r\n]", text.lstrip(), maxsplit=1)[0]
+    separator = max(",;\t", key=first.count)
+    names = [name.strip().strip('"') for name in first.split(separator)]
+    for name in names:
+        if name and names.count(name) > 1:
+            raise ArtifactError(f"the csv has {names.count(name)} columns {name}")
     try:
-        frame = pd.read_csv(io.StringIO(text), dtype=str, skipinitialspace=True)
+        frame = pd.read_csv(io.StringIO(text), dtype=str, skipinitialspace=True, sep=separator)
     except ValueError as error:  # pandas' own errors are ValueErrors
         raise ArtifactError(f"neither JSON nor a csv ({' '.join(str(error).split())})") from None
     frame.columns = [str(name).strip() for name in frame.columns]
@@ -109,12 +128,18 @@ def _csv(text: str) -> Sequence[Row]:
 def _documents(text: str) -> list[Any]:
     try:
         return [json.loads(text)]
+    except ValueError as error:
+        whole = str(error)
+    except RecursionError:
+        raise ArtifactError("JSON that is nested too deep") from None
+    try:
+        json.loads(text.lstrip().split("\n", 1)[0])
     except ValueError:
-        pass
-    documents = []
+        raise ArtifactError(f"damaged JSON, perhaps cut off ({whole})") from None
+    documents: list[Any] = []
     for number, line in enumerate(text.split("\n"), 1):
         try:
             documents += [json.loads(line)] if line.strip() else []
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ArtifactError(f"line {number} is no JSON; delete it if the run was interrupted there") from None
     return documents

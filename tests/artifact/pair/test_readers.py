@@ -13,6 +13,10 @@ from artifact.pair.readers import Requests, read
 
 N = 12
 BEGAN_S = 1_790_000_000.0
+LACKS = (
+    "none of the forms GuideLLM, vLLM, AIPerf, LiteLLM, csv; "
+    "as a csv it lacks the columns arrival_s, prompt_tokens, ttft_s and has "
+)
 
 
 def csv_rows(n: int = N) -> list[list[object]]:
@@ -179,6 +183,14 @@ def test_csv_with_spaces_after_commas_and_a_mark_of_byte_order(tmp_path: Path) -
     assert found.notes == ("12 requests: with fewer than 100, the P99 is the slowest of them",)
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_csv_of_other_separators_and_line_ends(tmp_path: Path, separator: str, end: str) -> None:
+    path = tmp_path / "record"
+    path.write_bytes(csv_text(csv_rows()).replace(",", separator).replace("\n", end).encode())
+    check(read(path), "csv")
+
+
 def test_csv_counts_failures_sorts_and_begins_with_the_first_request(tmp_path: Path) -> None:
     rows = [*csv_rows()[::-1], [-0.0, 5, ""]]
     rows = [[float(str(row[0])) + 7, *row[1:], 3] for row in rows]
@@ -204,6 +216,8 @@ def test_enough_requests_have_no_notes_and_milliseconds_are_suspected(tmp_path: 
     rows = [[row[0], row[1], 250] for row in csv_rows(100)]
     (note,) = read(made(tmp_path, csv_text(rows))).notes
     assert "250 seconds" in note
+    (note,) = read(made(tmp_path, csv_text([[*row[:2], 0.004] for row in csv_rows(100)]))).notes
+    assert note == "the median TTFT is 0.004 seconds; check that the first chunk has text"
 
 
 def test_ten_requests_are_read_and_nine_are_not(tmp_path: Path) -> None:
@@ -224,6 +238,10 @@ def test_ten_requests_are_read_and_nine_are_not(tmp_path: Path) -> None:
         (2, -0.3, "ttft_s must be finite and non-negative seconds, got -0.3"),
         (2, 0, "ttft_s must be above 0 seconds, got 0; leave it empty where no token came"),
         (2, "0.3 s", "ttft_s must be a number, got '0.3 s' in request 4"),
+        (2, '"0,3"', "ttft_s must be a number with a decimal point, got '0,3' in request 4"),
+        (2, "1_0", "ttft_s must be a number, got '1_0' in request 4"),
+        (2, "\u0663", "ttft_s must be a number, got '\u0663' in request 4"),
+        (0, 1.79e12, "arrival_s must be seconds, got 1.79e+12, which looks like milliseconds"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, column: int, value: object, expected: str) -> None:
@@ -249,14 +267,17 @@ def test_output_tokens_are_at_least_one_or_unknown(tmp_path: Path, value: float)
             "arrival_s,prompt_tokens,ttft_s\n1,2,3,4\n",
             "the rows of the csv have more fields than its first line names",
         ),
-        ("{", "line 1 is no JSON; delete it if the run was interrupted there"),
+        (
+            '{"benchmarks": [\n{"config"',
+            "damaged JSON, perhaps cut off (Expecting ':' delimiter: line 2 column 10 (char 26))",
+        ),
+        ("[" * 100_000, "JSON that is nested too deep"),
+        ("arrival_s,prompt_tokens,ttft_s,ttft_s\n1,2,3,4\n", "the csv has 2 columns ttft_s"),
+        ("{}", LACKS + "none"),
+        ('[{"a\\nb": 1, "\\ud800": 2}]', LACKS + "a b,"),
         ("[]", "JSON without a list of objects"),
         ("[1, 2]", "JSON without a list of objects"),
-        (
-            "time;latency\n1;2\n",
-            "none of the forms GuideLLM, vLLM, AIPerf, LiteLLM, csv; "
-            "as a csv it lacks the columns arrival_s, prompt_tokens, ttft_s and has time;latency",
-        ),
+        ("time;latency\n1;2\n", LACKS + "latency, time"),
     ],
 )
 def test_files_of_no_known_form(tmp_path: Path, content: str, expected: str) -> None:
@@ -387,6 +408,23 @@ def test_litellm_rows_as_csv_of_the_database(tmp_path: Path) -> None:
     assert set(found.output_tokens) == {16.0}
 
 
+def test_litellm_times_in_unix_seconds(tmp_path: Path) -> None:
+    rows = [
+        spend_row(
+            index, startTime=BEGAN_S + index * 0.5, completionStartTime=BEGAN_S + index * 0.51 + 0.2, endTime=1.0
+        )
+        for index in range(N)
+    ]
+    found = read(made(tmp_path, lines(rows)))
+    np.testing.assert_allclose(found.ttft_s, 0.2 + np.arange(N) / 100, atol=1e-6)  # a double holds no more of 1.8e9
+    assert found.began_s == BEGAN_S
+
+
+def test_a_message_is_one_line_whatever_the_names_are(tmp_path: Path) -> None:
+    rows = [spend_row(index, model_group=f"a\n{index % 2}") for index in range(N)]
+    assert refused(tmp_path, rows) == "2 runs or models; name the part to read, one of: a 0, a 1"
+
+
 def test_litellm_models_times_and_columns(tmp_path: Path) -> None:
     rows = [*spend_rows(), *(spend_row(index, model_group=None, model="other") for index in range(N))]
     assert refused(tmp_path, rows) == "2 runs or models; name the part to read, one of: m, other"
@@ -394,6 +432,8 @@ def test_litellm_models_times_and_columns(tmp_path: Path) -> None:
     rows = [spend_row(index) for index in range(N)]
     rows[5]["startTime"] = "yesterday"
     assert refused(tmp_path, rows) == "startTime must be an ISO 8601 time, got 'yesterday'"
+    rows[5]["startTime"] = 1.79e12
+    assert refused(tmp_path, rows) == "startTime has a time outside the years 1678 to 2261"
     rows = [spend_row(index, completionStartTime=None) for index in range(N)]
     assert refused(tmp_path, rows) == "no values of completionStartTime"
     rows = [row | {"completionStartTime": row["endTime"], "prompt_tokens": 9} for row in rows]
