@@ -30,12 +30,13 @@ from disco_core import checks
 from disco_core.endpoints.base import Endpoint, non_negative_int
 from disco_core.endpoints.llama_server import LlamaServerEndpoint
 from disco_core.endpoints.openai import OpenAIEndpoint
-from disco_core.errors import InputError, ProtocolError
+from disco_core.errors import EndpointError, InputError
 
 RECORDS = BUILD / "records"
 CONTEXT = 4096  # tokens, where the server does not say
 DEADLINE_S = 300.0  # without a byte, after which a request has failed: in an overload it waits long
 ASK_S = 10.0  # seconds that a server may take to name its models
+STREAMED, UNSTREAMED = 4, 0.005  # so many tokens that come in less than this share of the answer's time came at once
 ALIASES = {"conversation": "conv", "r-1": "r1"}
 LIKE = {"mooncake-conv": "azure-conv", "servegen-r1": "alpaca"}  # lengths of patterns that have none of their own
 
@@ -110,7 +111,7 @@ def server(url: str, model_name: str | None) -> Endpoint:
     key, root = os.environ.get("OPENAI_API_KEY") or None, url.rstrip("/").removesuffix("/v1")
     try:
         return LlamaServerEndpoint(root, api_key=key, name="server", deadline_s=DEADLINE_S)
-    except ProtocolError:
+    except EndpointError:  # no llama.cpp server, or its router; what else is wrong shows below
         base = url if urlsplit(url).path.strip("/") else f"{root}/v1"
     name, context = _model(base, key, model_name)
     given: dict[str, Any] = {"count_tokens": model.count_tokens, "context": context, "name": "server"}
@@ -156,6 +157,7 @@ class Recorder:
         plan, rng = self.plan, np.random.default_rng(self.plan.seed)
         texts = await asyncio.to_thread(Texts, self.endpoint, rng)
         try:
+            await self._try(texts)
             _say(f"looking for the saturation rate, with lengths of {plan.lengths}, cut to {self.context} tokens")
             steps = await record.saturation(
                 self.endpoint, lambda n: self._asks(texts, n, rng), fewest=plan.fewest, say=_say
@@ -167,6 +169,15 @@ class Recorder:
         finally:
             if hasattr(self.endpoint, "aclose"):
                 await self.endpoint.aclose()
+
+    async def _try(self, texts: Texts) -> None:
+        """One request alone; ArtifactError, in one line, if it fails or is not streamed."""
+        (ask,) = await texts.asks([texts.shortest], [16])
+        row = await record.answered(self.endpoint, ask, asyncio.get_running_loop().time(), 0.0)
+        if row["failure"]:
+            raise ArtifactError(row["failure"])
+        if row["output_tokens"] >= STREAMED and row["done_s"] - row["ttft_s"] < UNSTREAMED * row["done_s"]:
+            raise ArtifactError(f"{self.endpoint.name} does not stream: {row['output_tokens']} tokens came at once")
 
     async def _asks(self, texts: Texts, n: int, rng: np.random.Generator) -> Sequence[record.Ask]:
         assert self.plan.lengths is not None
@@ -182,8 +193,8 @@ class Recorder:
         if n < readers.FEWEST:
             minutes = readers.FEWEST / (60 * load * rate)
             raise InputError(
-                f"at load {load:g}, {load * rate:.3g} requests per second, only {n} would come in {self.plan.minutes:g} "
-                f"minutes; at least {readers.FEWEST} are needed: give --minutes {np.ceil(10 * minutes) / 10:g}"
+                f"at load {load:g}, {load * rate:.3g} requests per second, {n} come in {self.plan.minutes:g} minutes; "
+                f"at least {readers.FEWEST} are needed: give --minutes {np.ceil(10 * minutes) / 10:g}"
             )
         at_s = record.arrivals(traces.pattern(self.plan.arrivals), n, load * rate, rng)
         asks = await self._asks(texts, n, rng)
