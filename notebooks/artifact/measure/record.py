@@ -75,7 +75,7 @@ async def closed_loop(endpoint: Endpoint, asks: Sequence[Ask], clients: int) -> 
     """Requests answered per second while so many clients are busy, and a row for each request.
 
     The time in which not all are busy is left out: the rate counts answers from the end of the first wave, one for
-    each client, until the first client has nothing left to send. NaN where fewer than two answers came in it.
+    each client, until the first client has nothing left to send. NaN where no answer came in it.
     """
     loop = asyncio.get_running_loop()
     start, waiting, rows = loop.time(), iter(asks), list[Row]()
@@ -88,9 +88,12 @@ async def closed_loop(endpoint: Endpoint, asks: Sequence[Ask], clients: int) -> 
                 times.append(loop.time())
 
     await together(*(client() for _ in range(clients)))
-    steady = np.sort(times)[clients - 1 : len(times) - clients + 1]
-    span_s = float(steady[-1] - steady[0]) if steady.size > 1 else 0.0
-    return (steady.size - 1) / span_s if span_s > 0 else float("nan"), rows
+    if len(times) < 2 * clients:
+        return float("nan"), rows
+    ended = np.sort(times)
+    begin, end = ended[clients - 1], ended[-clients]
+    counted = np.searchsorted(ended, end, "right") - np.searchsorted(ended, begin, "right")
+    return float(counted / (end - begin)) if end > begin else float("nan"), rows
 
 
 async def saturation(
@@ -112,7 +115,8 @@ async def saturation(
         rate, rows = await closed_loop(endpoint, await asks(n), clients)
         failed = [row["failure"] for row in rows if row["failure"]]
         if np.isnan(rate) and clients == 1:
-            raise ArtifactError(f"{len(failed)} of {n} requests failed, one after the other; the first: {failed[0]}")
+            first = f"; the first: {failed[0]}" if failed else ""
+            raise ArtifactError(f"no rate can be told: {len(failed)} of {n} requests failed, sent one by one{first}")
         steps.append({"clients": clients, "requests": n, "failed": len(failed), "rate": rate})
         say(f"{clients} at a time: {rate:.3g} requests/s" + (f", {len(failed)} failed" if failed else ""))
         best = np.fmax.accumulate([step["rate"] for step in steps])

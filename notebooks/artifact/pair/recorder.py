@@ -193,7 +193,7 @@ class Recorder:
         if n < readers.FEWEST:
             minutes = readers.FEWEST / (60 * load * rate)
             raise InputError(
-                f"at load {load:g}, {load * rate:.3g} requests per second, {n} come in {self.plan.minutes:g} minutes; "
+                f"at load {load:g}, {load * rate:.3g} requests/s, {n} come in {self.plan.minutes:g} minutes; "
                 f"at least {readers.FEWEST} are needed: give --minutes {np.ceil(10 * minutes) / 10:g}"
             )
         at_s = record.arrivals(traces.pattern(self.plan.arrivals), n, load * rate, rng)
