@@ -49,25 +49,24 @@ async def answered(endpoint: Endpoint, ask: Ask, due: float, arrival_s: float) -
     """The row of one request that was due at a time of the loop's clock: `COLUMNS`, done_s and failure.
 
     ttft_s     seconds from when it was due to the first token with text that is no reasoning; None if none came
-    done_s     seconds from when it was due to the end of the answer; None if it failed
+    done_s     seconds from when it was due to the last token; None if it failed
     failure    why it failed, or ""
     """
-    loop, n, ttft_s = asyncio.get_running_loop(), 0, None
+    loop, n, ttft_s, done_s = asyncio.get_running_loop(), 0, None, None
     row = {"arrival_s": arrival_s, "prompt_tokens": ask.prompt_tokens, "output_tokens": None, "ttft_s": None}
     answer = endpoint.generate(Prefix(ask.prompt, (), ask.max_tokens))
     try:
         async with aclosing(answer):
             async for token in answer:
-                n += not token.reasoning
+                n, done_s = n + (not token.reasoning), loop.time() - due
                 if ttft_s is None and token.text and not token.reasoning:
-                    ttft_s = loop.time() - due
+                    ttft_s = done_s
     except EndpointError as error:
         return row | {"done_s": None, "failure": str(error)}
     prompt, completion = getattr(answer, "billed", None) or (0, 0)  # as a server that reports them counts them
     row |= {"prompt_tokens": prompt or ask.prompt_tokens}
     if ttft_s is None:
         return row | {"done_s": None, "failure": f"{endpoint.name}: an answer without text"}
-    done_s = loop.time() - due
     return row | {"output_tokens": completion or n, "ttft_s": ttft_s, "done_s": done_s, "failure": ""}
 
 

@@ -63,26 +63,29 @@ def test_a_queue_of_known_service_is_recorded_as_lindleys_recursion_has_it(tmp_p
         late = rows.ttft_s - expected
         assert late.min() > -0.01
         assert late.median() < 0.05  # of requests over HTTP
-    sent = np.array([at for at, _ in queue.asked[-30:]])
-    assert np.abs((sent - sent[0]) - (rows.arrival_s - rows.arrival_s[0])).max() < 0.1
+    sent = np.sort([at for at, _ in queue.asked])[-30:]
+    off = (sent - sent[0]) - (rows.arrival_s - rows.arrival_s[0])
+    assert np.median(np.abs(off - np.median(off))) < 0.02
+    assert np.abs(off).max() < 0.5
     words = [body["messages"][0]["content"].split()[:4] for _, body in queue.asked]
     assert len({" ".join(one) for one in words}) > 0.95 * len(words)
     assert all(body["stream"] and body["model"] == "m" for _, body in queue.asked)
     assert all(body["max_tokens"] <= 128 for _, body in queue.asked)
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_there_is(tmp_path):
     with serving(Queue(), MODELS) as url:
         command = ["record", "--url", url, "--load", "0.2", "--requests", "400", "--out", str(tmp_path / "some.csv")]
         command = [sys.executable, "-u", "-m", "artifact", *command]
-        done = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         lines = []
-        for line in done.stderr:
-            lines.append(line)
-            if "it saturates" in line:
-                time.sleep(6)
-                done.send_signal(signal.SIGINT)
-        assert done.wait(20) == 130
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as done:
+            for line in done.stderr:
+                lines.append(line)
+                if "it saturates" in line:
+                    time.sleep(4)
+                    done.send_signal(signal.SIGINT)
+        assert done.returncode == 130
     assert not any("Traceback" in line for line in lines)
     assert "interrupted; what there is was written" in lines[-1]
     found = pd.read_csv(tmp_path / "some.csv")
@@ -134,7 +137,8 @@ def test_what_cannot_be_recorded_is_refused_in_one_line(tmp_path, capsys, given,
 )
 def test_a_server_that_cannot_be_used_gets_one_line(tmp_path, capsys, answer, facts, told_so):
     with serving(answer, facts) as url:
-        assert main(["record", "--url", url, "--out", str(tmp_path)]) == 1
+        some = ["--load", "0.9", "--requests", "10"]
+        assert main(["record", "--url", url, "--out", str(tmp_path), *some]) == 1
     lines = told(capsys)
     assert len(lines) == 1
     assert told_so in lines[0]
