@@ -117,7 +117,8 @@ async def saturation(
             first = f"; the first: {failed[0]}" if failed else ""
             raise ArtifactError(f"no rate can be told: {len(failed)} of {n} requests failed, sent one by one{first}")
         steps.append({"clients": clients, "requests": n, "failed": len(failed), "rate": rate})
-        say(f"{clients} at a time: {rate:.3g} requests/s" + (f", {len(failed)} failed" if failed else ""))
+        first = f"; {len(failed)} failed, the first: {failed[0]}" if failed else ""
+        say(f"{clients} at a time: {rate:.3g} requests/s{first}")
         best = np.fmax.accumulate([step["rate"] for step in steps])
         if failed or (len(steps) > 2 and best[-1] < (1 + GROWTH) * best[-3]):
             break
