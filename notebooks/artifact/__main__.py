@@ -123,6 +123,15 @@ def fetch(given: Namespace) -> int:
     return 0
 
 
+def record(given: Namespace) -> int:
+    """record a server's TTFT under recorded arrivals at shares of the rate at which it saturates"""
+    from artifact.pair import recorder
+
+    given_ = {name: getattr(given, name) for name in ("arrivals", "lengths", "requests", "minutes", "longest")}
+    plan = recorder.Plan(loads=tuple(given.load), context=given.context, seed=given.seed, out=given.out, **given_)
+    return recorder.record_server(given.url, given.model, plan)
+
+
 def alone(given: Namespace) -> int:
     """run a command unless another one that was started this way is still running in build/"""
     file = lock(BUILD / ".lock", "another make is at work in build/; wait for it, or stop it")
@@ -135,7 +144,7 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m artifact", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add = {}
-    for command in (run, sweep, compare, claims, gallery, report, reference, tables, fetch, alone):
+    for command in (run, sweep, compare, claims, gallery, report, reference, tables, fetch, record, alone):
         name, doc = command.__name__, command.__doc__
         add[name] = commands.add_parser(name, help=doc, description=doc)
         add[name].set_defaults(command=command)
@@ -165,10 +174,31 @@ def options() -> argparse.ArgumentParser:
     add["report"].add_argument("--out", default="build/report.html", help="the page (build/report.html)")
     add["reference"].add_argument("measured", nargs="?", default="build/measured", help="(build/measured)")
     add["tables"].add_argument("--out", type=Path, default=DATA, help="folder to write to (data/)")
+    _record_options(add["record"])
     add["alone"].add_argument(
         "words", metavar="command", nargs=argparse.REMAINDER, help="the command and its arguments"
     )
     return parser
+
+
+def _record_options(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "The key, where one is needed, is OPENAI_API_KEY of the environment. What is recorded can be read "
+    )
+    parser.epilog += "with `make pair TRACE=FILE`."
+    parser.add_argument("--url", required=True, help="of a llama.cpp server, or of any with OpenAI's API")
+    parser.add_argument("--model", help="its name on the server; needed where it serves several")
+    parser.add_argument("--arrivals", default="azure-conversation", help="recorded pattern (azure-conversation)")
+    parser.add_argument("--load", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.9], help="(0.3 0.5 0.7 0.9)")
+    parser.add_argument("--lengths", help="dataset of prompt and answer lengths (that of the arrivals)")
+    parser.add_argument("--requests", type=int, default=200, help="of each load, at most (200)")
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="in which the requests of a load come, at most (5)"
+    )
+    parser.add_argument("--longest", type=int, default=128, help="tokens of an answer, at most (128)")
+    parser.add_argument("--context", type=int, help="tokens of prompt and answer (as the server says, or 4096)")
+    parser.add_argument("--seed", type=int, default=0, help="of lengths, texts and arrivals (0)")
+    parser.add_argument("--out", type=Path, default=BUILD / "records", help="a folder or a .csv file (build/records)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -32,6 +32,7 @@ CHAPTERS = {
     "quality": "Quality of migrated answers",
     "qoe": "Quality of experience",
     "arrivals": "Arrivals and queues",
+    "load": "A server under load",
     "prediction": "Predicting TTFT",
     "sensitivity": "Sensitivity",
     "costs": "Costs and energy",

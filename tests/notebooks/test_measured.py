@@ -197,3 +197,18 @@ def test_optimal_shows_what_the_rules_leave_the_proof_and_other_requests(quick):
     table = pd.read_csv(quick / "optimal_policies.csv").set_index(["constrained", "policy"])
     assert (table.way_p99.dropna() <= 100).all()
     assert (table.way_mean.dropna() <= 100).all()
+
+
+def test_load_judges_only_what_was_measured_in_full_and_shows_every_load(tmp_path):
+    run("measure_load", tmp_path, quick=True, out=str(tmp_path / "load"))
+    run("load", tmp_path, quick=True, measurements=str(tmp_path), out=str(tmp_path / "figures"))
+    asked = store.read(tmp_path, "load")["requests"]
+    table = pd.read_csv(tmp_path / "figures" / "load.csv").set_index("load")
+    assert table.requests.to_dict() == asked.groupby("load").size().to_dict()
+    assert table.p99_s.to_dict() == pytest.approx(asked.groupby("load").ttft_s.max().to_dict(), rel=1e-5)
+    gains = pd.read_csv(tmp_path / "figures" / "load_gain.csv")
+    assert set(gains.server) == set(table.index)
+    assert len(gains[gains.setting == "apart"]) == 11 * len(table)
+    for stem in ("load", "load_gain", "load_table"):
+        assert provenance(tmp_path / "figures", stem)["kind"] == "measured"
+    assert verdicts(tmp_path / "figures", "load") == {"R2": claims.NOT_TESTED}

@@ -7,7 +7,8 @@ from artifact.files import DATA, ROOT, write_together
 from artifact.measure import store
 
 NAMES = ("device", "live", "pd_device", "quality", "overhead")
-OPTIONAL = ("campaign", "elastic", "objectives", "optimal")  # taken where it was measured, and evaluated if it can be
+# taken where they were measured, and evaluated if they can be
+OPTIONAL = ("campaign", "elastic", "objectives", "optimal", "load")
 MOST_BYTES = 3 * 10**6
 
 
