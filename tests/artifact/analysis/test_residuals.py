@@ -1,21 +1,27 @@
 """Devices that scatter around their line: what the committed tables give, and what the study makes of them."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import disco_core as dc
 from artifact.analysis import residuals
 from artifact.data import traces
 from artifact.errors import TraceError
+from tests.helpers.strategies import devices, distributions, plans
 
 MODELS = ["Llama-3.2-3B", "Phi-3", "Qwen3-4B", "Gemma-3n-4B"]
 
 
-def study(requests=400, seed=3):
-    prompt = dc.LengthDistribution([8, 20, 60], [3, 4, 1])
-    services = {name: traces.service(name) for name in ("command-r",)}
-    return residuals.Residuals(services, prompt, prompt, requests, seed)
+PROMPT = dc.LengthDistribution([8, 20, 60], [3, 4, 1])
+
+
+def study():
+    return residuals.Residuals({"command-r": traces.service("command-r")}, PROMPT)
 
 
 @pytest.mark.parametrize("part", residuals.PARTS)
@@ -75,28 +81,56 @@ def test_nothing_changes_where_nothing_scatters():
     assert not residuals.cuts(runs).change.any()
 
 
-def test_a_cell_is_what_one_request_at_a_time_gives():
-    """The device constrained, DiSCo: from the draws of the study, without `simulate`."""
-    made, spread = study(), [0.5, 1.0, 2.5]
-    device = dc.DeviceProfile(60.0, 10.0, 0.1, spread=spread)
-    runs = made.exact_and_real({"phone": device}, [0.4])
-    row = runs[(runs.constrained == "device") & (runs.policy == "DiSCo")].iloc[0]
-    seeds = np.random.SeedSequence(3).spawn(4)
-    load = dc.Workload.sample(400, made.prompt, made.answer, np.random.default_rng(seeds[0]))
-    ttft = made.services["command-r"].ttft
-    plan = dc.plan_device_constrained(made.prompt, ttft, 0.4)
-    server_s = ttft.sample(400, np.random.default_rng(seeds[1]))
-    wait_s = plan.draw(load.prompt_tokens, np.random.default_rng(seeds[2]))[dc.End.DEVICE]
-    drawn = [spread[int(3 * u)] for u in np.random.default_rng(seeds[3]).random(400)]
-    for ratios, prefix in ((np.ones(400), ""), (drawn, "real_")):
-        device_s = [(l / 60 + 0.1) * r for l, r in zip(load.prompt_tokens.tolist(), ratios, strict=True)]
-        first = [min(s, w + d) for s, w, d in zip(server_s, wait_s, device_s, strict=True)]
-        assert row[f"{prefix}mean_s"] == pytest.approx(sum(first) / 400)
-        assert row[f"{prefix}p99_s"] == pytest.approx(sorted(first)[395])
-        started = load.prompt_tokens[wait_s < server_s].sum()
-        assert row[f"{prefix}share"] == pytest.approx(started / load.prompt_tokens.sum())
-    assert row["p99"] == pytest.approx(100 * (row["real_p99_s"] / row["p99_s"] - 1))
-    assert row["mean"] == pytest.approx(100 * (row["real_mean_s"] / row["mean_s"] - 1))
+@given(plans(), distributions, devices, st.lists(st.sampled_from([0.5, 1.0, 1.5, 7.0]), min_size=1, max_size=4))
+def test_expectations_are_those_of_every_case_in_turn(plan, ttft, device, spread):
+    """Each length, choice, server TTFT and ratio as one request of `simulate`, with its probability."""
+    assume(plan.constraint is not None)
+    device = dataclasses.replace(device, spread=spread)
+    lengths = np.array([1, 5, 11])
+    prompts = dc.LengthDistribution(lengths, [3, 4, 1])
+    entry = np.minimum(np.searchsorted(plan.prompt_tokens, lengths), plan.prompt_tokens.size - 1)
+    cases = [
+        (l, *plan.delays_s[:, e, k], s, (l / device.prefill_rate + device.startup) * r, n * p / len(spread) * mass)
+        for l, n, e in zip(lengths, np.array([3, 4, 1]) / 8, entry, strict=True)
+        for k, p in enumerate(plan.probability[e])
+        for s, mass in zip(ttft.values_s, np.diff(ttft.cumulative, prepend=0.0), strict=True)
+        for r in spread
+    ]
+    tokens, server_wait, wait, server_s, device_s, mass = np.array(cases).T
+    load = dc.Workload(np.zeros(tokens.size), tokens, tokens)
+    times, delays = np.stack([server_s, device_s]), np.stack([server_wait, wait])
+    run = dc.simulate(load, plan, dc.ServerProfile(ttft, 50.0), device, ttft_s=times, delays_s=delays)
+    found = residuals.evaluate(plan, prompts, ttft, device)
+    started = (run.server_started, run.device_started)[plan.constraint.end]
+    assert found["mean_s"] == pytest.approx(mass @ run.ttft_s, abs=1e-9)
+    # sums that tie exactly may be rounded to either side
+    assert found["share"] == pytest.approx((mass * tokens) @ started / (mass @ tokens), abs=1e-9) or _ties(
+        times, delays
+    )
+    order = np.argsort(run.ttft_s)
+    late = 1 - np.cumsum(mass[order])
+    expected = run.ttft_s[order][np.argmax(late <= 0.01 + 1e-9)]
+    assert found["p99_s"] == pytest.approx(expected, abs=2e-8)
+
+
+def _ties(times, delays):
+    return (np.abs(delays[0] - (delays[1] + times[1])) < 1e-9).any() or (
+        np.abs(delays[1] - (delays[0] + times[0])) < 1e-9
+    ).any()
+
+
+def test_the_simulator_draws_what_is_expected():
+    device, ttft, n = residuals.devices()["Llama-3.2-3B"], traces.service("command-r").ttft, 200_000
+    plan, rng = dc.plan_server_constrained(PROMPT, 0.4), np.random.default_rng(2)
+    load = dc.Workload.sample(n, PROMPT, PROMPT, rng)
+    drawn = dc.simulate(load, plan, dc.ServerProfile(ttft, 50.0), device, rng=rng)
+    expected, exact = (
+        residuals.evaluate(plan, PROMPT, ttft, one) for one in (device, dataclasses.replace(device, spread=None))
+    )
+    assert np.mean(drawn.ttft_s > expected["p99_s"]) == pytest.approx(0.01, abs=5 * np.sqrt(0.01 / n))
+    assert np.mean(drawn.ttft_s > exact["p99_s"]) < 0.008
+    assert expected["mean_s"] == pytest.approx(drawn.ttft_s.mean(), abs=5 * drawn.ttft_s.std() / np.sqrt(n))
+    assert expected["share"] == pytest.approx(drawn.budget_used, abs=0.005)
 
 
 def test_the_rules_of_the_paper_spend_the_same_on_any_device():
