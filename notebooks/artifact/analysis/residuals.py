@@ -6,7 +6,7 @@ depends on, since requests do not wait for one another. All numbers are expectat
 `simulate` with endless requests.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -180,8 +180,3 @@ def cuts(runs: pd.DataFrame) -> pd.DataFrame:
     }
     pairs = pd.DataFrame(cut).groupby(CELL[:-1], sort=False).mean()
     return pairs.assign(change=pairs["real"] - pairs["exact"]).reset_index()
-
-
-def changed(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The rows of several tables of runs as one, with what changed: CELL, policy, mean, p99, moved."""
-    return pd.concat([part[[*CELL, "policy", "mean", "p99", "moved"]] for part in parts], ignore_index=True)
