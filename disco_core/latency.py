@@ -1,7 +1,8 @@
 """How fast an endpoint is: the server's time to first token as a distribution, the device's as a line.
 
 DiSCo rests on this difference: the server's TTFT varies with load and hardly depends on the prompt, the
-device's is steady and grows linearly with the prompt, `T_d(l) = l / prefill_rate + startup`.
+device's is steady and grows linearly with the prompt, `T_d(l) = l / prefill_rate + startup`. Plans take that time as
+exact; a simulation may draw it around the line instead.
 """
 
 from dataclasses import dataclass, field
@@ -143,6 +144,8 @@ class DeviceProfile:
     """A device: prefill and decode rates in tokens per second, startup in seconds.
 
     `r_squared` says how well the measurements fit the line; NaN if the profile was given, not fitted.
+    `spread`: ratios of measured TTFT to the line, equally likely, at least one, positive. `simulate` and
+    `simulate_queue` draw one for each request; None: TTFT is exact. Plans, rules and `ttft` keep to the line.
 
     >>> DeviceProfile(prefill_rate=50.0, decode_rate=14.0, startup=0.1).ttft(20).item()
     0.5
@@ -152,15 +155,33 @@ class DeviceProfile:
     decode_rate: float
     startup: float = 0.0
     r_squared: float = field(default=float("nan"), compare=False)
+    spread: ArrayLike | None = field(default=None, repr=False)  # kept as a tuple: profiles are compared and hashed
 
     def __post_init__(self) -> None:
         for name in ("prefill_rate", "decode_rate"):
             object.__setattr__(self, name, checks.positive(getattr(self, name), name))
         object.__setattr__(self, "startup", checks.number(self.startup, "startup"))
+        if self.spread is not None:
+            ratios = checks.seconds(self.spread, "spread", unit=" ratios")
+            if ratios.ndim != 1 or ratios.min() == 0:
+                wrong = "a ratio of 0" if ratios.ndim == 1 else f"shape {ratios.shape}"
+                raise InputError(f"spread must be one-dimensional and above 0, got {wrong}")
+            object.__setattr__(self, "spread", tuple(ratios.tolist()))
 
     def ttft(self, prompt_tokens: ArrayLike) -> Floats:
         """`T_d(l) = l / prefill_rate + startup` in seconds, same shape as the lengths."""
         return checks.seconds(prompt_tokens, "prompt_tokens", unit=" tokens") / self.prefill_rate + self.startup
+
+    def ratios(self, n: int, rng: np.random.Generator | None = None) -> Floats:
+        """n independent draws from the spread, shape (n,); ones, without a draw, where TTFT is exact.
+
+        InputError if a draw is needed and rng is missing. Generators with equal seeds draw the same ratios.
+        """
+        size = checks.count(n, "n")
+        if self.spread is None:
+            return np.ones(size)
+        known = np.array(self.spread)
+        return known[(checks.generator(rng).random(size) * known.size).astype(np.int64)]
 
     def token_s(self, prompt_tokens: ArrayLike) -> Floats:
         """Seconds from token to token of an answer to a prompt of each length, same shape: the same for all."""
@@ -171,8 +192,12 @@ class DeviceProfile:
         return self.ttft(prefilled)
 
     @classmethod
-    def fit(cls, prompt_tokens: ArrayLike, ttft_s: ArrayLike, decode_rate: float) -> "DeviceProfile":
+    def fit(
+        cls, prompt_tokens: ArrayLike, ttft_s: ArrayLike, decode_rate: float, *, spread: bool = False
+    ) -> "DeviceProfile":
         """Least squares of measured TTFT on prompt length, both of shape (trials,).
+
+        spread   keep the ratios of the measured times, which must then be above 0, to the line
 
         A line that would start below zero is fitted through the origin instead: no device answers before
         the request. InputError if fewer than two lengths were measured or TTFT does not grow with length.
@@ -186,7 +211,8 @@ class DeviceProfile:
             slope, startup = (length @ time) / (length @ length), 0.0
         if slope * np.ptp(length) <= 1e-12 * time.max():  # what a fit of equal times leaves is rounding
             raise InputError(f"ttft_s must grow with prompt length, got a slope of {slope:.3g} s per token")
-        residual = time - (slope * length + startup)
-        spread = time - time.mean()
-        r_squared = 1.0 - (residual @ residual) / (spread @ spread)
-        return cls(1.0 / slope, decode_rate, float(startup), float(r_squared))
+        line = slope * length + startup
+        residual, around_mean = time - line, time - time.mean()
+        r_squared = 1.0 - (residual @ residual) / (around_mean @ around_mean)
+        ratios = time / line if spread else None
+        return cls(1.0 / slope, decode_rate, float(startup), float(r_squared), ratios)

@@ -107,13 +107,14 @@ def simulate(
     every output token, and at a tie the loser its first.
 
     A hand-over costs the target a prefill of the prompt and all generated tokens, and takes as long as its TTFT for
-    them: `T_d(l + n)` for the device, for the server a draw from F of its own. The source stops at once.
+    them: `T_d(l + n)` for the device, for the server a draw from F of its own. The source stops at once. A device
+    with a spread is as fast at the hand-over, relative to its line, as for the request's prompt.
 
-    rng        draws the server's TTFT from F, then the plan's delays: policies given equal seeds see equal TTFTs;
-               with a rule, last the server's TTFT as a target
-    ttft_s     replaces the first draw: the server's TTFT, shape (n,), or both endpoints' TTFT, (endpoints, n);
-               with a rule, a server that takes over needs that time again
-    delays_s   replaces the second: shape (endpoints, n), inf for never
+    rng        draws the server's TTFT from F, then the device's, if it has a spread, then the plan's delays: policies
+               given equal seeds see equal TTFTs; with a rule, last the server's TTFT as a target
+    ttft_s     replaces the first draw: the server's TTFT, shape (n,), or the first two: both endpoints' TTFT,
+               (endpoints, n); with a rule, a server that takes over needs that time again
+    delays_s   replaces the plan's delays: shape (endpoints, n), inf for never
     InputError if a shape is wrong, a time is negative or NaN, or a draw is needed and rng is missing.
     """
     if cost is not None:
@@ -136,7 +137,9 @@ def simulate(
         return result
     takeover_s = server_ttft if ttft_s is not None or rng is None else server.ttft.sample(len(load), rng)
     checks.instance_of(rule, MigrationRule, "rule")
-    return replace(result, **_migrate(result, rule, server, device, takeover_s, cost, tied))
+    # a device that is slow with a prompt is in a slow phase, which outlasts the answer
+    ratio = np.ones(len(load)) if device.spread is None else device_ttft / device.ttft(load.prompt_tokens)
+    return replace(result, **_migrate(result, rule, server, device, (takeover_s, ratio), cost, tied))
 
 
 def _ledger(
@@ -168,13 +171,16 @@ def _migrate(
     rule: MigrationRule,
     server: ServerProfile,
     device: DeviceProfile,
-    takeover_s: Floats,
+    takeover: tuple[Floats, Floats],
     cost: CostModel | None,
     tied: NDArray[np.bool_],
 ) -> dict[str, Any]:
-    """Generate every answer token by token, blocks of requests at a time, and move it where the rule says so."""
+    """Generate every answer token by token, blocks of requests at a time, and move it where the rule says so.
+
+    takeover   seconds that the server takes to take over, and the device's TTFT over its line, both of shape (n,)
+    """
     load, blocks = race.load, list(_blocks(race.load.output_tokens))
-    columns = [_answers(race, rule, server, device, takeover_s, rows) for rows in blocks]
+    columns = [_answers(race, rule, server, device, takeover, rows) for rows in blocks]
     back = np.argsort(np.concatenate(blocks))
     migrated_at, delay_num, tbt_p99_s, qoe = (np.concatenate(column)[back] for column in zip(*columns, strict=True))
     made = np.where(migrated_at > 0, migrated_at, load.output_tokens)
@@ -200,7 +206,12 @@ def _blocks(length: Ints) -> Iterator[Ints]:
 
 
 def _answers(
-    race: Result, rule: MigrationRule, server: ServerProfile, device: DeviceProfile, takeover_s: Floats, rows: Ints
+    race: Result,
+    rule: MigrationRule,
+    server: ServerProfile,
+    device: DeviceProfile,
+    takeover: tuple[Floats, Floats],
+    rows: Ints,
 ) -> tuple[Ints, Ints, Floats, Floats]:
     """migrated_at, delay_num, tbt_p99_s and qoe of a block of requests, from matrices of shape (requests, tokens)."""
     prompt, length = (tokens[rows, None] for tokens in (race.load.prompt_tokens, race.load.output_tokens))
@@ -213,8 +224,9 @@ def _answers(
     if rule.target is not None:
         moves &= winner != rule.target
     at = np.where(moves.any(axis=1), moves.argmax(axis=1) + 1, 0)[:, None]
-    takeover = takeover_s[rows, None] if rule.target is End.SERVER else device.takeover_s(prompt + np.maximum(at, 1))
-    after = np.where(n == at + 1, takeover, gap[1 - winner])
+    server_s, ratio = (values[rows, None] for values in takeover)
+    takeover_s = server_s if rule.target is End.SERVER else ratio * device.takeover_s(prompt + np.maximum(at, 1))
+    after = np.where(n == at + 1, takeover_s, gap[1 - winner])
     generated = np.cumsum(np.where((at > 0) & (n > at), after, steps), axis=1)
     due = first_s + (n - 1) / rule.reading_rate
     answered = n <= length
@@ -260,10 +272,10 @@ def _ttft(
     if given is None:
         if rng is None:
             raise InputError("simulate draws the server's TTFT: pass rng, or ttft_s in its place")
-        return server.ttft.sample(n, rng), device.ttft(load.prompt_tokens)
+        return server.ttft.sample(n, rng), device.ttft(load.prompt_tokens) * device.ratios(n, rng)
     times = checks.seconds(given, "ttft_s")
     if times.shape == (n,):
-        return times, device.ttft(load.prompt_tokens)
+        return times, device.ttft(load.prompt_tokens) * device.ratios(n, rng)
     if times.shape == (len(End), n):
         return times[End.SERVER], times[End.DEVICE]
     raise InputError(f"ttft_s must have shape ({n},) or ({len(End)}, {n}), got {times.shape}")

@@ -101,7 +101,12 @@ def test_sensitivity_finds_what_a_plan_for_another_world_spends(quick):
     few = pd.read_csv(quick / "sensitivity_samples.csv")
     spread = few.groupby("n").deviation.std()
     assert spread[1000] < spread[100] < spread[10]
-    assert set(verdicts(quick, "sensitivity")) == {"S1"}
+    scattered = pd.read_csv(quick / "sensitivity_residuals.csv")
+    cell = ["prompts", "service", "device", "constrained", "b"]
+    assert not scattered.duplicated([*cell, "policy"]).any()
+    assert (scattered.groupby(["prompts", "policy"]).size() == 4 * 4 * 2 * 3).all()
+    assert not scattered[scattered.policy.isin(["DiSCo", "Stoch"])].moved.any()  # they hold no time of the device
+    assert set(verdicts(quick, "sensitivity")) == {"S1", "R3"}
     assert in_quick_size(quick, "sensitivity")
     assert not any("this machine" in path.read_text() for path in quick.glob("sensitivity*.json"))
 

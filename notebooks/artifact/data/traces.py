@@ -42,6 +42,8 @@ _COLUMNS = {  # the columns of each table that are used; the last one is never e
     "arrivals": ["pattern", "start_s", "window_s", "requests"],
     "arrivals_as_parsed": ["pattern", "start_s", "window_s", "requests"],
     "devices": ["device", "model", "prefill_tok_per_s", "decode_tok_per_s"],
+    "device_ttft_as_parsed": ["model", "part", "s_per_token", "startup_s", "decode_tok_per_s", "pearson", "n"],
+    "device_residuals_as_parsed": ["model", "part", "n", "level", "ratio"],
     "phones": ["device", "engine", "model", "prefill_mj_per_tok", "decode_mj_per_tok"],
     "architectures": ["layers", "hidden", "kv_width", "mlp", "mlp_matrices", "vocab", "model", "origin"],
     "claims": ["id"],
