@@ -24,8 +24,8 @@ CODE := $(wildcard disco_core/*.py disco_core/*/*.py disco_core/*/*/*.py noteboo
 export PYTHONPATH := notebooks
 unexport PYTHONHOME
 SETTINGS = $(foreach v,$(sort $(.VARIABLES)),$(if $(filter command%,$(origin $v)),'$v=$(subst ','\'',$(value $v))'))
-.PHONY: help setup pair figures reproduce quick reference campaign load elastic objectives optimal report claims test test-all lint \
-	bench data lab lock clean clean-all in-figures in-reproduce in-quick in-reference render force
+.PHONY: help setup pair figures reproduce quick reference campaign load elastic objectives optimal report claims test test-all \
+	lint bench data lab lock clean clean-all in-figures in-reproduce in-quick in-reference render force
 $(if $(filter tables public,$(TRACES)),,$(error TRACES=$(TRACES) is not known; it is tables (committed) or public (series)))
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
