@@ -11,7 +11,7 @@ COMMITTED := $(if $(filter build,$(B)),figures)
 MEASURED := data/measured
 QUICK := False
 OF_MEASURED := endpoints dispatch migration live pd_device elastic objectives quality overhead
-STEMS := $(OF_MEASURED) elastic_disco campaign system traces qoe arrivals prediction sensitivity costs optimal chat summary
+STEMS := $(OF_MEASURED) elastic_disco campaign load system traces qoe arrivals prediction sensitivity costs optimal chat summary
 EXECUTED := $(STEMS:%=$(B)/notebooks/%.ipynb)
 MEASURES := $(patsubst %,$(B)/notebooks/measure_%.ipynb,device live pd_device overhead elastic objectives quality)
 COMMON = quick=$(QUICK) source=$(TRACES) out=$(OUT) measurements=$(MEASURED) read=$(OUT) rest=$(REST) --afresh
@@ -23,22 +23,26 @@ CODE := $(wildcard disco_core/*.py disco_core/*/*.py disco_core/*/*/*.py noteboo
 	$(foreach kind,py mplstyle jinja txt,notebooks/artifact/*/*.$(kind)))
 export PYTHONPATH := notebooks
 unexport PYTHONHOME
-.PHONY: help setup figures reproduce quick reference campaign elastic objectives optimal report claims test test-all lint bench \
-	data lab lock clean clean-all in-figures in-reproduce in-quick in-reference render force
+SETTINGS = $(foreach v,$(sort $(.VARIABLES)),$(if $(filter command%,$(origin $v)),'$v=$(subst ','\'',$(value $v))'))
+.PHONY: help setup pair figures reproduce quick reference campaign load elastic objectives optimal report claims test test-all \
+	lint bench data lab lock clean clean-all in-figures in-reproduce in-quick in-reference render force
 $(if $(filter tables public,$(TRACES)),,$(error TRACES=$(TRACES) is not known; it is tables (committed) or public (series)))
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 setup: .venv/.setup ## make the environment in .venv (once, about 5 minutes)
+pair: setup ## what DiSCo would buy you, from SERVER= MODEL= DEVICE= or a TRACE=, on build/pair.html; alone it lists all
+	@$(ARTIFACT) pair $(SETTINGS)
 figures: setup ## every exhibit and verdict from data/ into figures/; TRACES=public: into build/public/
 reproduce: setup ## hold the same against figures/, measure on this machine, and show its values beside the reference's
 quick: setup ## every exhibit in small, into build/quick/
 reference: setup ## for maintainers: measure on this machine, and make that data/measured/ and figures/
 figures reproduce quick reference: ; @$(ARTIFACT) alone $(SUB) in-$@
 campaign: setup ## 1,000 real streams under faults, into build/measured/campaign (no part of reproduce)
+load: setup ## a llama.cpp server at five loads (8 minutes), into build/measured/load
 elastic: setup ## ElastiLM's levels made, timed and evaluated on public texts (up to an hour), into build/measured/elastic
 objectives: setup ## ElastiLM's choices evaluated on public texts and 1,800 requests (40 minutes), into build/measured/objectives
 optimal: setup ## the optimal plan on other requests of the public series (6 minutes), into build/measured/optimal
-campaign elastic objectives optimal: ; @$(ARTIFACT) alone $(SUB) EVALUATE=True $(B)/notebooks/measure_$@.ipynb
+campaign load elastic objectives optimal: ; @$(ARTIFACT) alone $(SUB) EVALUATE=True $(B)/notebooks/measure_$@.ipynb
 in-figures:
 	@$(SUB) -j2 render
 	@failed=0; $(if $(COMMITTED),$(ARTIFACT) compare $(OUT) figures --update || failed=1;) \
@@ -64,7 +68,7 @@ $(B)/notebooks/%.ipynb: notebooks/%.ipynb $(CODE) $(wildcard data/*.csv $(MEASUR
 	@$(if $(filter public,$(TRACES)),$(ARTIFACT) fetch >/dev/null &&) $(ARTIFACT) run $< --out $(@D) --common $(COMMON) \
 		>/dev/null $(if $(filter chat,$*),|| echo "chat did not run to its end; nothing rests on it" >&2)
 $(B)/notebooks/measure_%.ipynb: COMMON = quick=$(QUICK) evaluate=$(or $(EVALUATE),False)
-$(MEASURES) $(patsubst %,$(B)/notebooks/measure_%.ipynb,campaign optimal): force
+$(MEASURES) $(patsubst %,$(B)/notebooks/measure_%.ipynb,campaign load optimal): force
 $(B)/notebooks/summary.ipynb: $(filter-out %/summary.ipynb %/chat.ipynb,$(EXECUTED))
 report: setup ## every claim and exhibit of figures/ on one page, build/report.html
 claims: setup ## the verdicts in figures/, without computing anything

@@ -35,7 +35,7 @@ def test_make_alone_lists_every_target():
 
 def test_the_makefile_can_be_read():
     lines = (ROOT / "Makefile").read_text().splitlines()
-    assert len(lines) <= 90
+    assert len(lines) <= 94
     assert max(map(len, lines)) <= 130
 
 
