@@ -24,6 +24,7 @@ from disco_core.workload import LengthDistribution, Workload
 BUDGETS = tuple(k / 10 for k in range(1, 11))  # with all of it, DiSCo starts both endpoints at once
 SPLITS = 100
 FEW = 100  # requests below which P99 is the slowest request, and no budget is chosen by it
+LEAST = 0.02  # of the mean TTFT that has to be saved, for a budget to be worth anything
 PART = 0.8  # of what the constrained endpoint can save, which the recommended budget reaches
 MEASURES = ("mean_s", "p99_s", "server_share", "device_share")
 SIMULATED = 20_000  # answers at most, drawn for costs and migration
