@@ -1,0 +1,299 @@
+"""What DiSCo would change for a pair: TTFT and cost of every policy, a recommended plan, and how sure that is."""
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from artifact.data import traces
+from artifact.pair import splits
+from artifact.pair.pair import Pair
+from artifact.pair.splits import DISCO, FLOOR, OPTIMAL, SERVER
+from disco_core.beyond.length_dependence import LengthDependence
+from disco_core.checks import Floats, Ints
+from disco_core.cost import Constraint, CostModel
+from disco_core.dispatch import DispatchPlan, plan_device_only, plan_server_only
+from disco_core.errors import ConstraintError
+from disco_core.latency import ServerProfile, TTFTDistribution
+from disco_core.migration import MigrationRule
+from disco_core.simulate import simulate
+from disco_core.workload import LengthDistribution, Workload
+
+BUDGETS = tuple(k / 10 for k in range(1, 11))  # with all of it, DiSCo starts both endpoints at once
+SPLITS = 100
+FEW = 100  # requests below which P99 is the slowest request, and no budget is chosen by it
+LEAST = 0.02  # of the mean TTFT that has to be saved, for a budget to be worth anything
+PART = 0.8  # of what the constrained endpoint can save, which the recommended budget reaches
+MEASURES = ("mean_s", "p99_s", "server_share", "device_share")
+SIMULATED = 20_000  # answers at most, drawn for costs and migration
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendation:
+    """A plan for the pair: its rule (None without prices), budget b, and in words why it and how sure that is."""
+
+    plan: DispatchPlan
+    rule: MigrationRule | None
+    policy: str
+    budget: float
+    constraint: Constraint
+    why: str
+    sure: str
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """All that is computed of a pair; each part when it is first asked for.
+
+    constraint  the constrained endpoint, and `chosen`, why it is that one
+    cost        prices per token, None where none were given
+    """
+
+    pair: Pair
+    constraint: Constraint
+    chosen: str
+    cost: CostModel | None
+    count: int = SPLITS
+    seed: int = 0
+
+    @property
+    def length(self) -> Ints:
+        """Prompt tokens of the record, shape (n,)."""
+        return self.pair.requests.prompt_tokens
+
+    @property
+    def ttft_s(self) -> Floats:
+        """The server's TTFT in seconds, shape (n,)."""
+        return self.pair.requests.ttft_s
+
+    @cached_property
+    def ttft(self) -> TTFTDistribution:
+        """F of the record."""
+        return TTFTDistribution(self.ttft_s)
+
+    @cached_property
+    def dependence(self) -> LengthDependence:
+        """Whether the server's TTFT depends on the prompt's length."""
+        return LengthDependence.fit(self.length, self.ttft_s)
+
+    @cached_property
+    def halves(self) -> pd.DataFrame:
+        """Every policy at every budget on halves of the record that it was not planned with."""
+        given = self.length, self.ttft_s, self.pair.device, BUDGETS
+        return splits.halves(*given, self.constraint, self.count, self.seed)
+
+    @cached_property
+    def policies(self) -> pd.DataFrame:
+        """For each budget and policy mean_s, p99_s and shares, with 95 % bands; `used` is the constrained share."""
+        table = splits.banded(self.halves, MEASURES, ["b", "policy"])
+        return table.assign(used=table[f"{self.constraint.value}_share"])
+
+    @cached_property
+    def cuts(self) -> pd.DataFrame:
+        """Cut of mean and P99 TTFT against server only, in percent, for each split, budget and policy."""
+        wide = self.halves.pivot(index=["split", "b"], columns="policy", values=["mean_s", "p99_s"])
+        parts = [100 * (1 - wide[value].div(wide[value, SERVER], axis=0)) for value in ("mean_s", "p99_s")]
+        return pd.concat(parts, axis=1, keys=["mean_cut", "p99_cut"]).stack("policy", future_stack=True).reset_index()
+
+    @cached_property
+    def over_time(self) -> pd.DataFrame:
+        """P50 and P99 of TTFT, and how many requests: by hour of day (UTC), or by quarters of a short record."""
+        found = self.pair.requests
+        at, span_s = found.arrival_s, float(np.ptp(found.arrival_s))
+        if found.began_s is not None and span_s >= 2 * 3600:
+            hour = ((found.began_s + at) // 3600 % 24).astype(int)
+            when = pd.Series([f"{one:02d}:00" for one in hour])
+        else:
+            quarter = np.minimum((at - at[0]) // (max(span_s, 1e-9) / 4), 3).astype(int)
+            when = pd.Series([f"{25 * one}-{25 * one + 25} % of the record" for one in quarter])
+        groups = pd.Series(self.ttft_s).groupby(when.to_numpy())
+        level = {"P50 (s)": 0.5, "P90 (s)": 0.9, "P99 (s)": 0.99}
+        columns = {name: groups.quantile(q, interpolation="higher") for name, q in level.items()}
+        return pd.DataFrame({"requests": groups.size(), **columns}).rename_axis("when").reset_index()
+
+    @cached_property
+    def recommendation(self) -> Recommendation:
+        """The plan that is recommended, made from all requests."""
+        budget, why = self._budget()
+        policy = self._policy(budget) if budget > 0 else self._alone()
+        if budget == 0:
+            plan = plan_server_only() if policy == SERVER else plan_device_only()
+        else:
+            plan = splits.plans(budget, self.constraint, self.length, self.ttft_s, self.pair.device)[policy]
+        if policy == OPTIMAL:
+            why += " The optimal plan, since on requests that it does not know its P99 is below DiSCo's."
+        rule = self.rule if self.cost is not None else None
+        return Recommendation(plan, rule, policy, budget, self.constraint, why, self._sure(policy, budget))
+
+    @cached_property
+    def outputs(self) -> LengthDistribution:
+        """Answer lengths of the record, or where it has none those of Alpaca."""
+        known = self.pair.requests.output_tokens
+        known = known[~np.isnan(known)]
+        return LengthDistribution.of(known) if known.size else traces.lengths("alpaca", "output")
+
+    @cached_property
+    def rule(self) -> MigrationRule | None:
+        """DiSCo's migration rule at these prices; None without prices."""
+        if self.cost is None:
+            return None
+        return MigrationRule(self.cost, self.outputs, self.ttft, self.pair.device)
+
+    @property
+    def server_rate(self) -> float:
+        """Tokens per second of the server; of a record that does not tell it, that of the simulated services."""
+        return traces.SERVER_RATE if np.isnan(self.pair.server_rate) else self.pair.server_rate
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        """$ per 1,000 requests of each policy at the recommended budget, with and without migration; QoE.
+
+        Empty without prices. The record's requests, repeated, with answer lengths drawn for all policies alike.
+        """
+        if self.cost is None:
+            return pd.DataFrame()
+        rng = np.random.default_rng(self.seed)
+        rows = np.tile(np.arange(self.length.size), max(1, min(20, SIMULATED // self.length.size)))
+        load = Workload(np.arange(rows.size, dtype=float), self.length[rows], self.outputs.sample(rows.size, rng))
+        ends = ServerProfile(self.ttft, self.server_rate), self.pair.device
+        budget = self.recommendation.budget or BUDGETS[0]
+        every = splits.plans(budget, self.constraint, self.length, self.ttft_s, self.pair.device)
+        found = []
+        for policy, plan in every.items():
+            moves = policy in (DISCO, OPTIMAL)
+            for rule in (None, self.rule) if moves else (None,):
+                draws: dict[str, Any] = {"rng": np.random.default_rng(self.seed + 1), "ttft_s": self.ttft_s[rows]}
+                result = simulate(load, plan, *ends, self.cost, rule, **draws)
+                row: dict[str, Any] = {"policy": policy, "migration": "yes" if rule else "no"}
+                row["$ per 1,000"] = 1e3 * float(np.mean(result.ledger.cost(self.cost)))
+                if result.migrated_at is not None and result.qoe is not None:
+                    row |= {"migrated (%)": 100 * float(np.mean(result.migrated_at > 0)), "QoE": result.qoe.mean()}
+                found.append(row)
+        return pd.DataFrame(found)
+
+    @property
+    def headline(self) -> str:
+        """The result in one or two sentences."""
+        one = self.recommendation
+        before, after = self.at(SERVER, one.budget), self.at(one.policy, one.budget)
+        times = [
+            f"{name} {before[key]:.3g} -> {after[key]:.3g} s" for name, key in (("mean", "mean_s"), ("P99", "p99_s"))
+        ]
+        text = f"At b = {one.budget:g} ({one.policy}): {times[0]}, {times[1]}"
+        if one.budget == 0:
+            text = (
+                f"{one.policy.capitalize()}, without DiSCo: {times[0]}, {times[1]}"
+                if one.policy != SERVER
+                else (f"Server only, without DiSCo: mean {before['mean_s']:.3g} s, P99 {before['p99_s']:.3g} s")
+            )
+        if self.cost is not None:
+            text += f", $ per 1,000 requests {self.price(SERVER):.3g} -> {self.price(one.policy):.3g}"
+        return f"{text}; the {self.constraint.value} is the constrained endpoint."
+
+    def at(self, policy: str, budget: float) -> pd.Series:
+        """The row of `policies` of a policy at a budget; for 0 at the least one, where a policy has no budget."""
+        table = self.policies
+        return table[(table["policy"] == policy) & np.isclose(table["b"], budget or BUDGETS[0])].iloc[0]
+
+    def price(self, policy: str) -> float:
+        """$ per 1,000 requests of a policy at the recommended budget, with migration where it migrates."""
+        rows = self.costs[self.costs["policy"] == policy]
+        return float(rows["$ per 1,000"].iloc[-1])
+
+    def flips(self) -> str:
+        """At which price of energy the other endpoint becomes the constrained one."""
+        prices = self.pair.prices
+        if prices is None or not prices.watt_hours > 0:
+            return (
+                "Without the device's energy (WATT_HOURS) its tokens count as free, so only the server has a price."
+            )
+        unit = type(prices)(prices.server_in, prices.server_out, prices.watt_hours, 1.0).model(self.pair.device)
+        server = unit.server_prefill, unit.server_decode
+        device = unit.device_prefill, unit.device_decode
+        low, high = min(server) / max(device), max(server) / min(device)
+        return (
+            f"The server is the constrained endpoint while a kWh costs less than ${low:.3g}, the device above "
+            f"${high:.3g}; in between the prices do not decide. Taken here: ${prices.kwh:.3g}."
+        )
+
+    def _budget(self) -> tuple[float, str]:
+        """The least budget with which DiSCo reaches `PART` of what both endpoints at once save, and why."""
+        other = self._alone()
+        alone, both = self.at(other, 0)["mean_s"], self.at(DISCO, 1)["mean_s"]
+        if alone - both <= LEAST * alone:
+            helper, least = self.constraint.value, f"{100 * LEAST:.0f} %"
+            return (
+                0.0,
+                f"Even without a limit the {helper} would shorten mean TTFT by less than {least}: not worth it.",
+            )
+        enough = alone - PART * (alone - both)
+        b = next((b for b in BUDGETS if self.at(DISCO, b)["mean_s"] <= enough), BUDGETS[-1])
+        return b, (
+            f"b = {b:g} is the least budget with which DiSCo reaches {100 * PART:.0f} % of what both endpoints at "
+            f"once save of the mean TTFT of {other}, on requests that it was not planned with."
+        )
+
+    def _alone(self) -> str:
+        return SERVER if self.constraint is Constraint.DEVICE else "device only"
+
+    def _policy(self, budget: float) -> str:
+        """The optimal plan where its P99 is below DiSCo's in 95 of 100 splits, at about the same mean; else DiSCo."""
+        if self.length.size < FEW:
+            return DISCO
+        here = self.halves[np.isclose(self.halves["b"], budget)].pivot(index="split", columns="policy")
+        gain = here["p99_s", DISCO] - here["p99_s", OPTIMAL]
+        dearer = here["mean_s", OPTIMAL].mean() / here["mean_s", DISCO].mean() - 1
+        return OPTIMAL if np.quantile(gain, 0.05) > 0 and dearer <= 0.02 else DISCO
+
+    def _sure(self, policy: str, budget: float) -> str:
+        n = self.length.size
+        few = f" The P99 of {n} requests is the slowest of them: record {FEW} at least, better 1,000."
+        few = few if n < FEW else ""
+        if budget == 0:
+            return f"{n} requests.{few}"
+        here = self.cuts[(self.cuts["policy"] == policy) & np.isclose(self.cuts["b"], budget)]
+        words = []
+        for name, value in (("mean", "mean_cut"), ("P99", "p99_cut")):
+            low, high = np.quantile(here[value], [0.025, 0.975])
+            words.append(
+                f"{name} TTFT {_percent(-here[value].mean())} against server only "
+                f"({_percent(-high)} to {_percent(-low)}), "
+                f"shorter in {100 * (here[value] > 0).mean():.0f} % of the splits"
+            )
+        return f"{n} requests, {self.count} random halves: {'; '.join(words)}.{few}"
+
+
+def _percent(value: float) -> str:
+    """A change in whole percent, with its sign; 0 has none."""
+    return f"{round(value):+d} %" if round(value) else "0 %"
+
+
+def study(pair: Pair, constraint: Constraint | None = None) -> Study:
+    """The study of a pair.
+
+    constraint   the constrained endpoint where the prices do not decide it; by default the device, as for a battery
+    """
+    cost = None if pair.prices is None else pair.prices.model(pair.device)
+    if cost is not None:
+        try:
+            return Study(pair, cost.constraint, "at these prices", cost)
+        except ConstraintError:
+            pass
+    asked = "as asked for" if constraint else "assumed, since its battery is not priced; CONSTRAINT=server turns it"
+    why = "no prices were given" if cost is None else "the prices do not decide, since they overlap"
+    return Study(pair, constraint or Constraint.DEVICE, f"{asked}: {why}", cost)
+
+
+@lru_cache(maxsize=4)
+def _studied(pair: Pair, constraint: Constraint | None) -> Study:
+    return study(pair, constraint)
+
+
+def recommend(pair: Pair, constraint: Constraint | None = None) -> Recommendation:
+    """The plan and the rule that are recommended for a pair; the headline of its study."""
+    return _studied(pair, constraint).recommendation
+
+
+__all__ = ["BUDGETS", "FLOOR", "Recommendation", "Study", "recommend", "study"]
