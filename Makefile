@@ -20,7 +20,7 @@ PY := .venv/bin/python
 ARTIFACT := $(PY) -m artifact
 SUB := $(MAKE) --no-print-directory
 CODE := $(wildcard disco_core/*.py disco_core/*/*.py disco_core/*/*/*.py notebooks/artifact/*.py \
-	$(foreach kind,py mplstyle jinja txt,notebooks/artifact/*/*.$(kind)))
+	$(foreach kind,py mplstyle jinja css txt,notebooks/artifact/*/*.$(kind)))
 export PYTHONPATH := notebooks
 unexport PYTHONHOME
 SETTINGS = $(foreach v,$(sort $(.VARIABLES)),$(if $(filter command%,$(origin $v)),'$v=$(subst ','\'',$(value $v))'))

@@ -78,6 +78,11 @@ class Study:
         """Whether the server's TTFT depends on the prompt's length."""
         return LengthDependence.fit(self.length, self.ttft_s)
 
+    @property
+    def shown_budget(self) -> float:
+        """The budget at which policies are compared: the recommended one, or the least where none is worth it."""
+        return self.recommendation.budget or BUDGETS[0]
+
     @cached_property
     def halves(self) -> pd.DataFrame:
         """Every policy at every budget on halves of the record that it was not planned with."""
@@ -96,22 +101,6 @@ class Study:
         wide = self.halves.pivot(index=["split", "b"], columns="policy", values=["mean_s", "p99_s"])
         parts = [100 * (1 - wide[value].div(wide[value, SERVER], axis=0)) for value in ("mean_s", "p99_s")]
         return pd.concat(parts, axis=1, keys=["mean_cut", "p99_cut"]).stack("policy", future_stack=True).reset_index()
-
-    @cached_property
-    def over_time(self) -> pd.DataFrame:
-        """P50 and P99 of TTFT, and how many requests: by hour of day (UTC), or by quarters of a short record."""
-        found = self.pair.requests
-        at, span_s = found.arrival_s, float(np.ptp(found.arrival_s))
-        if found.began_s is not None and span_s >= 2 * 3600:
-            hour = ((found.began_s + at) // 3600 % 24).astype(int)
-            when = pd.Series([f"{one:02d}:00" for one in hour])
-        else:
-            quarter = np.minimum((at - at[0]) // (max(span_s, 1e-9) / 4), 3).astype(int)
-            when = pd.Series([f"{25 * one}-{25 * one + 25} % of the record" for one in quarter])
-        groups = pd.Series(self.ttft_s).groupby(when.to_numpy())
-        level = {"P50 (s)": 0.5, "P90 (s)": 0.9, "P99 (s)": 0.99}
-        columns = {name: groups.quantile(q, interpolation="higher") for name, q in level.items()}
-        return pd.DataFrame({"requests": groups.size(), **columns}).rename_axis("when").reset_index()
 
     @cached_property
     def recommendation(self) -> Recommendation:
@@ -158,8 +147,7 @@ class Study:
         rows = np.tile(np.arange(self.length.size), max(1, min(20, SIMULATED // self.length.size)))
         load = Workload(np.arange(rows.size, dtype=float), self.length[rows], self.outputs.sample(rows.size, rng))
         ends = ServerProfile(self.ttft, self.server_rate), self.pair.device
-        budget = self.recommendation.budget or BUDGETS[0]
-        every = splits.plans(budget, self.constraint, self.length, self.ttft_s, self.pair.device)
+        every = splits.plans(self.shown_budget, self.constraint, self.length, self.ttft_s, self.pair.device)
         found = []
         for policy, plan in every.items():
             moves = policy in (DISCO, OPTIMAL)
@@ -201,22 +189,6 @@ class Study:
         """$ per 1,000 requests of a policy at the recommended budget, with migration where it migrates."""
         rows = self.costs[self.costs["policy"] == policy]
         return float(rows["$ per 1,000"].iloc[-1])
-
-    def flips(self) -> str:
-        """At which price of energy the other endpoint becomes the constrained one."""
-        prices = self.pair.prices
-        if prices is None or not prices.watt_hours > 0:
-            return (
-                "Without the device's energy (WATT_HOURS) its tokens count as free, so only the server has a price."
-            )
-        unit = type(prices)(prices.server_in, prices.server_out, prices.watt_hours, 1.0).model(self.pair.device)
-        server = unit.server_prefill, unit.server_decode
-        device = unit.device_prefill, unit.device_decode
-        low, high = min(server) / max(device), max(server) / min(device)
-        return (
-            f"The server is the constrained endpoint while a kWh costs less than ${low:.3g}, the device above "
-            f"${high:.3g}; in between the prices do not decide. Taken here: ${prices.kwh:.3g}."
-        )
 
     def _budget(self) -> tuple[float, str]:
         """The least budget with which DiSCo reaches `PART` of what both endpoints at once save, and why."""
@@ -296,4 +268,9 @@ def recommend(pair: Pair, constraint: Constraint | None = None) -> Recommendatio
     return _studied(pair, constraint).recommendation
 
 
-__all__ = ["BUDGETS", "FLOOR", "Recommendation", "Study", "recommend", "study"]
+def headline(pair: Pair, constraint: Constraint | None = None) -> str:
+    """The result for a pair in a sentence."""
+    return _studied(pair, constraint).headline
+
+
+__all__ = ["BUDGETS", "FLOOR", "Recommendation", "Study", "headline", "recommend", "study"]

@@ -21,6 +21,7 @@ from artifact.publish.cite import citation
 from artifact.publish.gallery import GLOSSARY, exhibits, origin
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
+STYLE = Path(__file__).with_name("page.css")  # of the report and of a pair's page
 
 
 def report(
@@ -42,6 +43,7 @@ def report(
         raise ArtifactError(f"no exhibit in {directory} is called {', '.join(missing)}; run `make figures`")
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        style=STYLE.read_text(encoding="utf-8"),
         version=metadata.version("disco-core"),
         commit=_commit(),
         machine=machine(),
@@ -60,7 +62,7 @@ def _chapters(every: Iterable[Mapping[str, Any]], folder: Path) -> list[dict[str
     """The exhibits by notebook, in reading order."""
     by_notebook: dict[str, list[dict[str, Any]]] = {}
     for one in every:
-        by_notebook.setdefault(Path(one["notebook"] or one["stem"]).stem, []).append(_exhibit(one, folder))
+        by_notebook.setdefault(Path(one["notebook"] or one["stem"]).stem, []).append(for_page(one, folder))
     order = [*CHAPTERS, *sorted(by_notebook.keys() - CHAPTERS.keys())]
     return [
         {"stem": stem, "title": CHAPTERS.get(stem, stem), "exhibits": by_notebook[stem]}
@@ -69,7 +71,8 @@ def _chapters(every: Iterable[Mapping[str, Any]], folder: Path) -> list[dict[str
     ]
 
 
-def _exhibit(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def for_page(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """An exhibit as a page shows it: its texts, and its picture as WebP in base64, or its table as HTML."""
     stem = about["stem"]
     drawn = f"{stem}.png" in about["files"]
     return {
