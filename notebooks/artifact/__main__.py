@@ -123,6 +123,14 @@ def fetch(given: Namespace) -> int:
     return 0
 
 
+def pair(given: Namespace) -> int:
+    """measure your own server and device, or read a record, and study what DiSCo would change: build/pair.html"""
+    from artifact.pair import command
+
+    command.pair(given.values)
+    return 0
+
+
 def alone(given: Namespace) -> int:
     """run a command unless another one that was started this way is still running in build/"""
     file = lock(BUILD / ".lock", "another make is at work in build/; wait for it, or stop it")
@@ -135,7 +143,7 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m artifact", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add = {}
-    for command in (run, sweep, compare, claims, gallery, report, reference, tables, fetch, alone):
+    for command in (run, sweep, compare, claims, gallery, report, reference, tables, fetch, pair, alone):
         name, doc = command.__name__, command.__doc__
         add[name] = commands.add_parser(name, help=doc, description=doc)
         add[name].set_defaults(command=command)
@@ -165,6 +173,7 @@ def options() -> argparse.ArgumentParser:
     add["report"].add_argument("--out", default="build/report.html", help="the page (build/report.html)")
     add["reference"].add_argument("measured", nargs="?", default="build/measured", help="(build/measured)")
     add["tables"].add_argument("--out", type=Path, default=DATA, help="folder to write to (data/)")
+    add["pair"].add_argument("values", nargs="*", metavar="NAME=VALUE", help="without any the names are listed")
     add["alone"].add_argument(
         "words", metavar="command", nargs=argparse.REMAINDER, help="the command and its arguments"
     )
