@@ -1,4 +1,4 @@
-"""`make pair NAME=value ...`: measure or read a pair, study it in the notebook `your_pair`, and say where its page is."""
+"""`make pair NAME=value ...`: measure or read a pair, study it in the notebook `your_pair`, say where the page is."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -33,7 +33,9 @@ PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 LEVELS = (0.0, 0.25, 0.5, 0.75, 0.95)  # quantiles of the prompt lengths at which the device is measured
 REPEATS = 6  # of each length, as far as there is time
 FEWEST_TRIALS = 4
-ANSWER = 16  # tokens of each trial, for the decode rate
+WARM_UP = 32  # most tokens of the warm-up's prompt
+PASSES = 1.6  # passes over the lengths for which there is time even if all are of the longest
+ANSWER = 8  # tokens of each trial, for the decode rate
 POOR_FIT = 0.9  # R^2 of the device's line below which a note says so
 
 
@@ -146,17 +148,17 @@ async def _planned(
 ) -> tuple[list[Messages], float]:
     """The prompts of all trials in random order, and the seconds that the warm-up took.
 
-    After the warm-up the lengths are cut to those of which one pass takes at most half the time.
+    After the warm-up the lengths are cut to those for which there is time.
     """
     assert device.endpoint is not None
-    (warm_up,) = texts_of_length(prompts, [int(lengths.min())], device.count)
+    (warm_up,) = texts_of_length(prompts, [min(int(lengths.min()), WARM_UP)], device.count)
     await _times(device.endpoint, warm_up, 2)
     started = time.monotonic()
     times = await _times(device.endpoint, warm_up, ANSWER)
     warm_s = time.monotonic() - started
     rate = device.count(warm_up) / (times[0] if times else warm_s)
     room = (device.endpoint.context or checks.MOST_TOKENS) - ANSWER - 64
-    most = min(room, int(rate * limit_s / len(LEVELS)))
+    most = min(room, int(rate * limit_s / len(LEVELS) / PASSES))
     wanted = np.quantile(lengths, LEVELS, method="inverted_cdf")
     if wanted.max() > most:
         device.notes.append(

@@ -21,6 +21,8 @@ LISTED = 12  # models that a message names
 TOGETHER_S = 5e-4  # a median gap between pieces below this: they were held back and came together
 ASKED = 16  # tokens of the answer that shows whether it streams
 
+REACH_S = 10.0  # seconds without an answer to the first question, after which it cannot be reached
+
 Say = Callable[[str], None]
 
 
@@ -81,7 +83,7 @@ async def _models(url: str) -> list[str]:
     failures = OpenAIEndpoint("model", base_url=url, name="SERVER").failures
     headers = {"Authorization": f"Bearer {failures.key}"} if failures.key else {}
     try:
-        async with httpx.AsyncClient(trust_env=True, timeout=10.0, follow_redirects=True) as client:
+        async with httpx.AsyncClient(trust_env=True, timeout=REACH_S, follow_redirects=True) as client:
             response = await client.get(f"{url}/models", headers=headers)
     except Exception as error:  # of the transport, of TLS, of a proxy in the environment
         raise ArtifactError(str(failures.broken(error))) from None
