@@ -126,8 +126,9 @@ def fetch(given: Namespace) -> int:
 def pair(given: Namespace) -> int:
     """measure your own server and device, or read a record, and study what DiSCo would change: build/pair.html"""
     from artifact.pair import command
+    from artifact.publish import parameters as declared
 
-    command.pair(given.values)
+    command.pair(declared.pairs(given.values, "pair") | (command.from_make() if given.make else {}))
     return 0
 
 
@@ -174,6 +175,7 @@ def options() -> argparse.ArgumentParser:
     add["reference"].add_argument("measured", nargs="?", default="build/measured", help="(build/measured)")
     add["tables"].add_argument("--out", type=Path, default=DATA, help="folder to write to (data/)")
     add["pair"].add_argument("values", nargs="*", metavar="NAME=VALUE", help="without any the names are listed")
+    add["pair"].add_argument("--make", action="store_true", help="take the variables given to `make` as well")
     add["alone"].add_argument(
         "words", metavar="command", nargs=argparse.REMAINDER, help="the command and its arguments"
     )

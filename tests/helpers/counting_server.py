@@ -21,11 +21,13 @@ class Counting:
     wrong      "json": one answer without a stream; "together": all chunks at once; "reasons": reasoning alone;
                "silent": ends without a token; "temperature": refuses one
     fails      function of the number of measured requests so far: whether this one is refused
+    base       end of the address that is given for it
     on         function that is called with that number before the answer
     """
 
-    def __init__(self, *, key=None, models=(MODEL,), continues=True, wrong="", fails=None, on=None):
+    def __init__(self, *, key=None, models=(MODEL,), continues=True, wrong="", fails=None, on=None, base="/v1"):
         self.key, self.models, self.continues, self.wrong = key, models, continues, wrong
+        self.base = base
         self.fails, self.on = fails or (lambda k: False), on or (lambda k: None)
         self.arrived, self.asked, self.keys, self.generated, self.listed = [], [], [], [], 0
         self._lock = threading.Lock()
@@ -34,7 +36,7 @@ class Counting:
     def running(self):
         """Its base URL, while the block runs."""
         with serving(self._answer) as url:
-            self.url = f"{url}/v1"
+            self.url = f"{url}{self.base}"
             yield self.url
 
     @property

@@ -1,6 +1,8 @@
 """`make pair NAME=value ...`: measure or read a pair, study it in the notebook `your_pair`, say where the page is."""
 
-from collections.abc import Sequence
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from artifact.files import BUILD, relative_path
@@ -14,9 +16,18 @@ from disco_core.errors import InputError
 PAGE = BUILD / "pair.html"
 
 
-def pair(values: Sequence[str]) -> None:
-    """Do all of it for these `NAME=value` texts; InputError or ArtifactError, one line, for what cannot be done."""
-    given = parameters.pairs(values, "pair")
+def from_make() -> dict[str, str]:
+    """The variables on the command line of the `make` that runs this, whatever quotes or spaces they have.
+
+    Make passes their names on in MAKEFLAGS, and their values in the environment, without a shell in between.
+    """
+    _, _, variables = f" {os.environ.get('MAKEFLAGS', '')}".partition(" -- ")
+    names = re.findall(r"(?:^|(?<!\\)\s)([A-Za-z_]\w*):*[?+]?=", variables)
+    return {name: os.environ.get(name, "") for name in names}
+
+
+def pair(given: Mapping[str, str]) -> None:
+    """Do all of it for these settings; InputError or ArtifactError, one line, for what cannot be done."""
     if not set(given) - set(settings.MAKE):
         raise InputError(f"give SERVER=http://host/v1 or TRACE=file; the names are\n{settings.described()}")
     folder = measure(given)

@@ -70,7 +70,7 @@ async def probe(url: str, model: str | None, tokens: int, say: Say) -> Probe:
     """
     listed = await _models(url)
     say(f"SERVER {url}: reachable" + (f", {len(listed)} model{'s' * (len(listed) != 1)}" if listed else ""))
-    found = Probe(url, _chosen(model, listed))
+    found = Probe(url, _chosen(url, model, listed))
     await _streams(found, listed, tokens, say)
     key = "that of OPENAI_API_KEY is sent" if os.environ.get("OPENAI_API_KEY") else "none is needed"
     say(f"key: {key}")
@@ -102,12 +102,17 @@ def _without_key(error: EndpointError, key: str | None) -> str:
     return f"SERVER does not accept the key in OPENAI_API_KEY ({error})"
 
 
-def _chosen(model: str | None, listed: list[str]) -> str:
+def _chosen(url: str, model: str | None, listed: list[str]) -> str:
     if model is not None:
         return model
     if len(listed) == 1:
         return listed[0]
-    raise ArtifactError(f"MODEL is missing; {_those(listed)}")
+    raise ArtifactError(f"MODEL is missing; {_those(listed)}{'' if listed else _ending(url)}")
+
+
+def _ending(url: str) -> str:
+    """What may be wrong with an address where nothing is found."""
+    return "" if url.endswith("/v1") else "; SERVER often ends in /v1"
 
 
 def _those(listed: list[str]) -> str:
@@ -177,9 +182,7 @@ def _refused(found: Probe, listed: list[str], error: EndpointError) -> str:
         return _without_key(error, key)
     if listed and found.model not in listed:
         return f"MODEL {found.model}: {text}; {_those(listed)}"
-    if ": 404" in text and not found.url.rstrip("/").endswith("/v1"):
-        return f"{text}; SERVER often ends in /v1"
-    return text
+    return text + (_ending(found.url) if ": 404" in text else "")
 
 
 async def _continues(found: Probe, say: Say) -> None:

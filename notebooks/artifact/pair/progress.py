@@ -4,11 +4,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
+
+SAME_S = 0.5  # a second signal so soon is the same Ctrl-C, which may come from the terminal and from a parent
 
 
 class Progress:
@@ -61,16 +64,20 @@ class Progress:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = signal.getsignal(signal.SIGINT)
+        before, first_s = signal.getsignal(signal.SIGINT), list[float]()
 
-        def first(*_: object) -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        def interrupted(*_: object) -> None:
+            if first_s:
+                if time.monotonic() - first_s[0] > SAME_S:
+                    raise KeyboardInterrupt
+                return
+            first_s.append(time.monotonic())
             os.write(
                 2, b"\ninterrupted: what there is is kept and reported; Ctrl-C again ends it\n"
             )  # print may hold a lock
             self.interrupt()
 
-        signal.signal(signal.SIGINT, first)
+        signal.signal(signal.SIGINT, interrupted)
         try:
             yield self
         finally:

@@ -3,16 +3,19 @@
 import os
 import re
 import signal
+import sys
 import time
+import types
 
 import numpy as np
 import pytest
 
+import disco_core as dc
 from artifact.errors import ArtifactError
 from artifact.pair import measure as measuring
 from artifact.pair import readers
 from artifact.pair.pair import load
-from artifact.pair.progress import Progress
+from artifact.pair.progress import SAME_S, Progress
 from disco_core.errors import DiscoError, InputError
 from tests.helpers.counting_server import MODEL, TTFT_S, Counting
 from tests.helpers.loopback import KEY, deaf, free_port, speaking
@@ -124,17 +127,19 @@ def test_an_interrupt_that_leaves_too_little_is_one_line(tmp_path):
 
 def test_a_second_interrupt_ends_it(tmp_path):
     before = signal.getsignal(signal.SIGINT)
-    progress = Progress(quiet=True)
+    progress, reached = Progress(quiet=True), []
 
     def twice():
         with progress.catching():
-            for _ in range(2):
+            for wait_s in (0.01, 2 * SAME_S, 0.01):  # the second is the same Ctrl-C
                 os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.01)
+                time.sleep(wait_s)
+                reached.append(wait_s)
 
     with pytest.raises(KeyboardInterrupt):
         twice()
     assert progress.interrupted
+    assert reached == [0.01, 2 * SAME_S]
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -154,6 +159,12 @@ def test_the_key_is_sent_and_is_in_no_file(tmp_path, monkeypatch):
     [
         ({"key": KEY}, {}, "SERVER needs a key: set OPENAI_API_KEY"),
         ({}, {"MODEL": "absent"}, "MODEL absent: .*does not exist; the server has counted"),
+        (
+            {"models": None, "base": ""},
+            {},
+            "MODEL is missing; the server does not list its models; SERVER often ends in",
+        ),
+        ({"models": None, "base": ""}, {"MODEL": "m"}, "SERVER: 404 at .*; SERVER often ends in /v1"),
         ({"models": ("a", "b")}, {}, "MODEL is missing; the server has a, b"),
         ({"models": None}, {}, "MODEL is missing; the server does not list its models"),
         ({"wrong": "json"}, {}, "SERVER does not stream: its answer came in one piece"),
@@ -239,3 +250,24 @@ def test_a_port_that_takes_no_connection_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("artifact.pair.probe.REACH_S", 0.3)
     with deaf() as address, pytest.raises(ArtifactError, match=r"^SERVER: it cannot be reached"):
         measuring.measure(SPEEDS | {"SERVER": f"http://{address}/v1"}, Told())
+
+
+@pytest.mark.slow
+def test_live_answers_are_added_and_not_more_is_sent_than_announced(tmp_path, monkeypatch):
+    study = types.ModuleType("artifact.pair.study")
+    study.recommend = lambda pair: types.SimpleNamespace(
+        plan=dc.plan_stochastic(0.5, dc.Constraint.DEVICE, both=True), rule=None
+    )
+    monkeypatch.setitem(sys.modules, "artifact.pair.study", study)
+    given = {"DEVICE": "", "MINUTES": "0.2", "LIVE": "4", "TOKENS": "8"}
+    pair, lines, server = measured(Counting(), tmp_path, **PRICES, **given)
+    announced = int(re.search(r"up to (\d+) requests", "\n".join(lines))[1])
+    assert 12 + 4 <= len(server.measured) <= announced
+    assert pair.live.groupby("request")["policy"].agg(set).tolist() == [{"server only", "recommended"}] * 4
+    assert (pair.live["failure"] == "").all()
+    assert (pair.live["cost"] > 0).all()
+    assert (pair.live["tokens"] == 8).all()
+    sent = [server.asked[k]["messages"][0]["content"] for k in server.measured]
+    assert not set(sent[:12]) & set(sent[12:])  # others than those that the server has in its prefix cache
+    assert pair.trials["prompt_tokens"].nunique() > 1
+    assert pair.device.decode_rate > 1
