@@ -19,7 +19,7 @@ class Counting:
     models     that it lists; None: it has no list
     continues  whether it goes on with an open assistant turn
     wrong      "json": one answer without a stream; "together": all chunks at once; "reasons": reasoning alone;
-               "silent": ends without a token; "temperature": refuses one
+               "silent": ends without a token; "temperature": refuses one; "proxy": as LiteLLM's without a key
     fails      function of the number of measured requests so far: whether this one is refused
     base       end of the address that is given for it
     on         function that is called with that number before the answer
@@ -48,6 +48,9 @@ class Counting:
         now, given = time.monotonic(), handler.headers.get("authorization")
         if self.key and given != f"Bearer {self.key}":
             return reply(handler, {"error": {"message": f"no valid key: {given}"}}, 401)
+        if self.wrong == "proxy":
+            refused = {"error": {"message": "No connected db."}}
+            return reply(handler, refused, 500 if handler.path == "/v1/models" else 400)
         if handler.path == "/v1/models":
             self.listed += 1
             rows = [{"id": name} for name in self.models or ()]

@@ -68,18 +68,20 @@ async def probe(url: str, model: str | None, tokens: int, say: Say) -> Probe:
     tokens   the longest answer that will be measured
     ArtifactError, one line, for a server that cannot be reached, needs a key, lacks the model or does not stream.
     """
-    listed = await _models(url)
+    listed, refused = await _models(url)
     say(f"SERVER {url}: reachable" + (f", {len(listed)} model{'s' * (len(listed) != 1)}" if listed else ""))
-    found = Probe(url, _chosen(url, model, listed))
+    found = Probe(url, _chosen(url, model, listed, refused))
     await _streams(found, listed, tokens, say)
-    key = "that of OPENAI_API_KEY is sent" if os.environ.get("OPENAI_API_KEY") else "none is needed"
-    say(f"key: {key}")
+    say(_key() + ("" if os.environ.get("OPENAI_API_KEY") else ", and none is needed"))
     await _continues(found, say)
     return found
 
 
-async def _models(url: str) -> list[str]:
-    """The models that the server lists, none if it has no list; ArtifactError if it cannot be used at all."""
+async def _models(url: str) -> tuple[list[str], str]:
+    """The models that the server lists, none if it has no list, and what it says instead.
+
+    ArtifactError if it cannot be used at all.
+    """
     failures = OpenAIEndpoint("model", base_url=url, name="SERVER").failures
     headers = {"Authorization": f"Bearer {failures.key}"} if failures.key else {}
     try:
@@ -91,9 +93,9 @@ async def _models(url: str) -> list[str]:
         raise ArtifactError(_without_key(failures.refusal(response, response.content), failures.key))
     try:
         rows = response.json()["data"] if response.is_success else []
-        return [str(row["id"]) for row in rows]
+        return [str(row["id"]) for row in rows], "" if rows else f"it answers {response.status_code}"
     except (ValueError, KeyError, TypeError):
-        return []
+        return [], "its list is none"
 
 
 def _without_key(error: EndpointError, key: str | None) -> str:
@@ -102,12 +104,18 @@ def _without_key(error: EndpointError, key: str | None) -> str:
     return f"SERVER does not accept the key in OPENAI_API_KEY ({error})"
 
 
-def _chosen(url: str, model: str | None, listed: list[str]) -> str:
+def _chosen(url: str, model: str | None, listed: list[str], refused: str) -> str:
     if model is not None:
         return model
     if len(listed) == 1:
         return listed[0]
-    raise ArtifactError(f"MODEL is missing; {_those(listed)}{'' if listed else _ending(url)}")
+    hint = "" if listed else f" ({refused}){_ending(url)}; {_key()}"
+    raise ArtifactError(f"MODEL is missing; {_those(listed)}{hint}")
+
+
+def _key() -> str:
+    """Whether a key is sent."""
+    return "the key of OPENAI_API_KEY is sent" if os.environ.get("OPENAI_API_KEY") else "no key is sent"
 
 
 def _ending(url: str) -> str:
@@ -182,7 +190,9 @@ def _refused(found: Probe, listed: list[str], error: EndpointError) -> str:
         return _without_key(error, key)
     if listed and found.model not in listed:
         return f"MODEL {found.model}: {text}; {_those(listed)}"
-    return text + (_ending(found.url) if ": 404" in text else "")
+    text += _ending(found.url) if ": 404" in text else ""
+    # some proxies do not say that the key is what they miss
+    return text + (f"; {_key()}" if any(f": {code}" in text for code in (400, 500)) else "")
 
 
 async def _continues(found: Probe, say: Say) -> None:

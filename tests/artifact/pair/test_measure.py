@@ -73,7 +73,7 @@ def test_a_pair_has_what_the_server_did(tmp_path):
     assert pair.about["model"] == MODEL
     assert pair.about["continuation"] == "continue_final_message"
     assert "streams: yes" in "\n".join(lines)
-    assert "key: none is needed" in lines
+    assert "no key is sent, and none is needed" in lines
     sent = [server.asked[k]["messages"][0]["content"] for k in server.measured]
     assert len(set(sent)) == 12
     again = readers.read(tmp_path / "out" / "record.csv")
@@ -162,11 +162,13 @@ def test_the_key_is_sent_and_is_in_no_file(tmp_path, monkeypatch):
         (
             {"models": None, "base": ""},
             {},
-            "MODEL is missing; the server does not list its models; SERVER often ends in",
+            r"models \(it answers 404\); SERVER often ends in /v1; no key is sent",
         ),
         ({"models": None, "base": ""}, {"MODEL": "m"}, "SERVER: 404 at .*; SERVER often ends in /v1"),
         ({"models": ("a", "b")}, {}, "MODEL is missing; the server has a, b"),
         ({"models": None}, {}, "MODEL is missing; the server does not list its models"),
+        ({"wrong": "proxy", "models": None}, {}, r"MODEL is missing; .*\(it answers 500\); no key is sent"),
+        ({"wrong": "proxy", "models": None}, {"MODEL": "m"}, "SERVER: 400: No connected db.; no key is sent"),
         ({"wrong": "json"}, {}, "SERVER does not stream: its answer came in one piece"),
         ({"wrong": "together"}, {}, "SERVER does not stream: its 16 pieces came together"),
         ({"wrong": "reasons"}, {}, "SERVER: it only reasons within 16 tokens; raise TOKENS"),
