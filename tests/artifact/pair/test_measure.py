@@ -1,5 +1,7 @@
 """A pair is measured: what is sent is what was announced, a bad server is one line, and no file has the key."""
 
+import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -11,14 +13,17 @@ import numpy as np
 import pytest
 
 import disco_core as dc
+from artifact.data.model import smollm2_path
 from artifact.errors import ArtifactError
 from artifact.pair import measure as measuring
 from artifact.pair import readers
 from artifact.pair.pair import load
 from artifact.pair.progress import SAME_S, Progress
+from disco_core.endpoints.local_server import LocalServer
 from disco_core.errors import DiscoError, InputError
 from tests.helpers.counting_server import MODEL, TTFT_S, Counting
 from tests.helpers.loopback import KEY, deaf, free_port, speaking
+from tests.helpers.real_servers import litellm_proxy, llama_cpp_python
 
 SPEEDS = {"DEVICE": "80,20", "TOKENS": "16", "REQUESTS": "12"}
 PRICES = {"PRICE_IN": "2", "PRICE_OUT": "8"}
@@ -273,3 +278,31 @@ def test_live_answers_are_added_and_not_more_is_sent_than_announced(tmp_path, mo
     assert not set(sent[:12]) & set(sent[12:])  # others than those that the server has in its prefix cache
     assert pair.trials["prompt_tokens"].nunique() > 1
     assert pair.device.decode_rate > 1
+
+
+def test_it_is_called_from_a_notebook_as_well(tmp_path):
+    """That is, where an event loop is running already."""
+
+    async def cell():
+        return measured(Counting(), tmp_path)[0]
+
+    assert len(asyncio.run(cell()).requests) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama-cpp-python", "LiteLLM"])
+def test_servers_that_others_wrote_are_measured(tmp_path, monkeypatch, kind):
+    told = Told()
+    with contextlib.ExitStack() as stack:
+        if kind == "LiteLLM":
+            behind = stack.enter_context(LocalServer(smollm2_path(), api_key=KEY, n_ctx=1024))
+            url, key = stack.enter_context(litellm_proxy(f"{behind.url}/v1", KEY))
+            monkeypatch.setenv("OPENAI_API_KEY", key)
+        else:
+            url = stack.enter_context(llama_cpp_python(smollm2_path()))
+        given = {"SERVER": url, "OUT": str(tmp_path), "MINUTES": "0.4", "REQUESTS": "12", "TOKENS": "8"}
+        pair = load(measuring.measure(given, told))
+    assert (len(pair.requests), pair.requests.failed) == (12, 0)
+    assert pair.server_rate > 1
+    assert pair.about["continuation"] == ("continue_final_message" if kind == "LiteLLM" else "none")
+    assert not any(os.environ.get("OPENAI_API_KEY", KEY) in path.read_text() for path in tmp_path.glob("*.*"))
