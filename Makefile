@@ -23,7 +23,6 @@ CODE := $(wildcard disco_core/*.py disco_core/*/*.py disco_core/*/*/*.py noteboo
 	$(foreach kind,py mplstyle jinja css txt,notebooks/artifact/*/*.$(kind)))
 export PYTHONPATH := notebooks
 unexport PYTHONHOME
-SETTINGS = $(foreach v,$(sort $(.VARIABLES)),$(if $(filter command%,$(origin $v)),'$v=$(subst ','\'',$(value $v))'))
 .PHONY: help setup pair figures reproduce quick reference campaign load elastic objectives optimal report claims test test-all \
 	lint bench data lab lock clean clean-all in-figures in-reproduce in-quick in-reference render force
 $(if $(filter tables public,$(TRACES)),,$(error TRACES=$(TRACES) is not known; it is tables (committed) or public (series)))
@@ -31,7 +30,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 setup: .venv/.setup ## make the environment in .venv (once, about 5 minutes)
 pair: setup ## what DiSCo would buy you, from SERVER= MODEL= DEVICE= or a TRACE=, on build/pair.html; alone it lists all
-	@$(ARTIFACT) pair $(SETTINGS)
+	@$(ARTIFACT) pair --make
 figures: setup ## every exhibit and verdict from data/ into figures/; TRACES=public: into build/public/
 reproduce: setup ## hold the same against figures/, measure on this machine, and show its values beside the reference's
 quick: setup ## every exhibit in small, into build/quick/

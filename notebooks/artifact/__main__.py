@@ -132,6 +132,15 @@ def record(given: Namespace) -> int:
     return recorder.record_server(given.url, given.model, plan)
 
 
+def pair(given: Namespace) -> int:
+    """measure your own server and device, or read a record, and study what DiSCo would change: build/pair.html"""
+    from artifact.pair import command
+    from artifact.publish import parameters as declared
+
+    command.pair(declared.pairs(given.values, "pair") | (command.from_make() if given.make else {}))
+    return 0
+
+
 def alone(given: Namespace) -> int:
     """run a command unless another one that was started this way is still running in build/"""
     file = lock(BUILD / ".lock", "another make is at work in build/; wait for it, or stop it")
@@ -144,7 +153,7 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m artifact", description=__doc__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     add = {}
-    for command in (run, sweep, compare, claims, gallery, report, reference, tables, fetch, record, alone):
+    for command in (run, sweep, compare, claims, gallery, report, reference, tables, fetch, pair, record, alone):
         name, doc = command.__name__, command.__doc__
         add[name] = commands.add_parser(name, help=doc, description=doc)
         add[name].set_defaults(command=command)
@@ -175,6 +184,8 @@ def options() -> argparse.ArgumentParser:
     add["reference"].add_argument("measured", nargs="?", default="build/measured", help="(build/measured)")
     add["tables"].add_argument("--out", type=Path, default=DATA, help="folder to write to (data/)")
     _record_options(add["record"])
+    add["pair"].add_argument("values", nargs="*", metavar="NAME=VALUE", help="without any the names are listed")
+    add["pair"].add_argument("--make", action="store_true", help="take the variables given to `make` as well")
     add["alone"].add_argument(
         "words", metavar="command", nargs=argparse.REMAINDER, help="the command and its arguments"
     )
