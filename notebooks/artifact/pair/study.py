@@ -245,8 +245,8 @@ def _percent(value: float) -> str:
 def study(pair: Pair, constraint: Constraint | None = None) -> Study:
     """The study of a pair.
 
-    constraint   the constrained endpoint where the prices do not decide it; by default the one the pair was measured with, or else
-                the device, as for a battery
+    constraint   the constrained endpoint where the prices do not decide it; by default the one that the pair was
+                 measured with, or else the device, as for a battery
     """
     if constraint is None and pair.about.get("constraint"):
         constraint = Constraint(pair.about["constraint"])
