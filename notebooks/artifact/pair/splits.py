@@ -40,7 +40,7 @@ def plans(
     dependence = LengthDependence.fit(prompt_tokens, ttft_s)
     by_length = dependence.ttft(prompt_tokens) if dependence.p_value < DEPENDENT else ttft
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "[0-9]+ samples of TTFT do not tell", UserWarning)
+        warnings.filterwarnings("ignore", "[0-9]+ samples of TTFT", UserWarning)
         found[OPTIMAL] = plan_optimal(prompts, by_length, device, budget, constraint)
     found["hedged request"] = hedging.hedged_request(prompts, ttft, device, budget, constraint)
     found["SingleR"] = hedging.single_r(prompts, ttft, device, budget, constraint)

@@ -163,22 +163,18 @@ class Study:
 
     @property
     def headline(self) -> str:
-        """The result in one or two sentences."""
+        """The result in a sentence."""
         one = self.recommendation
-        before, after = self.at(SERVER, one.budget), self.at(one.policy, one.budget)
-        times = [
-            f"{name} {before[key]:.3g} -> {after[key]:.3g} s" for name, key in (("mean", "mean_s"), ("P99", "p99_s"))
+        values = [
+            {name: float(self.at(policy, one.budget)[name]) for name in MEASURES} for policy in (SERVER, one.policy)
         ]
-        text = f"At b = {one.budget:g} ({one.policy}): {times[0]}, {times[1]}"
-        if one.budget == 0:
-            text = (
-                f"{one.policy.capitalize()}, without DiSCo: {times[0]}, {times[1]}"
-                if one.policy != SERVER
-                else (f"Server only, without DiSCo: mean {before['mean_s']:.3g} s, P99 {before['p99_s']:.3g} s")
-            )
+        parts = [
+            _change(name, [row[key] for row in values], " s") for name, key in (("mean", "mean_s"), ("P99", "p99_s"))
+        ]
         if self.cost is not None:
-            text += f", $ per 1,000 requests {self.price(SERVER):.3g} -> {self.price(one.policy):.3g}"
-        return f"{text}; the {self.constraint.value} is the constrained endpoint."
+            parts.append(_change("$ per 1,000 requests", [self.price(policy) for policy in (SERVER, one.policy)]))
+        how = f"At b = {one.budget:g} ({one.policy})" if one.budget else f"{one.policy.capitalize()}, without DiSCo"
+        return f"{how}: {', '.join(parts)}; the {self.constraint.value} is the constrained endpoint."
 
     def at(self, policy: str, budget: float) -> pd.Series:
         """The row of `policies` of a policy at a budget; for 0 at the least one, where a policy has no budget."""
@@ -235,6 +231,12 @@ class Study:
                 f"shorter in {100 * (here[value] > 0).mean():.0f} % of the splits"
             )
         return f"{n} requests, {self.count} random halves: {'; '.join(words)}.{few}"
+
+
+def _change(name: str, values: list[float], unit: str = "") -> str:
+    """Before and after, or one value where they are the same."""
+    before, after = (f"{value:.3g}" for value in values)
+    return f"{name} {before}{unit}" if before == after else f"{name} {before} -> {after}{unit}"
 
 
 def _percent(value: float) -> str:
