@@ -87,10 +87,10 @@ def test_no_request_is_sent_after_the_limit_and_those_that_run_are_awaited(due_s
 
 
 def test_failures_are_rows_with_their_reason():
-    found, _ = measured(lambda: OneSlot(1.0, fails=lambda k: k % 3 == 1), 9)
-    assert found.answers["ttft_s"].isna().tolist() == [False, True, False] * 3
-    assert found.answers["failure"].tolist() == ["", "one: 429: too many requests", ""] * 3
-    assert found.answers["output_tokens"].tolist() == [1, 0, 1] * 3
+    found, _ = measured(lambda: OneSlot(1.0, fails=lambda k: k % 3 == 1), 45)
+    assert found.answers["ttft_s"].isna().tolist() == [False, True, False] * 15
+    assert found.answers["failure"].tolist() == ["", "one: 429: too many requests", ""] * 15
+    assert found.answers["output_tokens"].tolist() == [1, 0, 1] * 15
     assert found.ended == ""
 
 
