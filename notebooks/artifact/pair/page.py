@@ -56,6 +56,7 @@ def write(study: Study, folder: str | Path, out: str | Path = PAGE) -> Path:
         pair=study.pair,
         found=study.recommendation,
         flips=sentences.flips(study),
+        price_change=sentences.price_change(study),
         on_length=sentences.on_length(study),
         line=sentences.line(study),
         exhibits=[for_page(every[stem], ROOT / folder) for stem in dict.fromkeys(order)],

@@ -3,7 +3,7 @@
 import numpy as np
 
 from artifact.pair import splits
-from artifact.pair.splits import DISCO
+from artifact.pair.splits import DISCO, SERVER
 from artifact.pair.study import Study
 from artifact.pair.tables import by_hour
 
@@ -35,8 +35,10 @@ def line(study: Study) -> str:
 def flips(study: Study) -> str:
     """At which price of energy the other endpoint becomes the constrained one."""
     prices = study.pair.prices
-    if prices is None or not prices.watt_hours > 0:
-        return "Without the device's energy (WATT_HOURS) its tokens count as free, so only the server has a price."
+    if prices is None:
+        return "No prices were given."
+    if not prices.watt_hours > 0:
+        return "Without the device's energy (WATT_HOURS) its tokens count as free."
     unit = type(prices)(prices.server_in, prices.server_out, prices.watt_hours, 1.0).model(study.pair.device)
     server = unit.server_prefill, unit.server_decode
     device = unit.device_prefill, unit.device_decode
@@ -58,6 +60,14 @@ def when(study: Study) -> str:
     return (
         "by hour of the day (UTC)" if by_hour(study) else "by quarters of the record, which is short or has no clock"
     )
+
+
+def price_change(study: Study) -> str:
+    """How the cost changes with the recommended plan; empty without prices."""
+    if study.cost is None or not study.price(SERVER) > 0:
+        return ""
+    times = study.price(study.recommendation.policy) / study.price(SERVER)
+    return f"It costs {times:.2g} times what server only costs." if abs(times - 1) > 0.01 else ""
 
 
 def saving(study: Study) -> str:

@@ -25,6 +25,7 @@ from disco_core.workload import LengthDistribution
 QUANTILE = 0.99
 SERVER, DEVICE, DISCO, OPTIMAL, FLOOR = "server only", "device only", "DiSCo", "optimal", "clairvoyant"
 POLICIES = (SERVER, DEVICE, "Stoch", "Stoch+", DISCO, OPTIMAL, "hedged request", "SingleR")
+KEYS = 12  # lengths with an F of their own for the optimal plan; a length takes that of the next longer one
 DEPENDENT = 0.01  # p below which F of the optimal plan depends on the prompt length
 
 
@@ -38,7 +39,8 @@ def plans(
     prompts, ttft = LengthDistribution.of(prompt_tokens), TTFTDistribution(ttft_s)
     found = spending.single() | spending.spending(budget, constraint, prompts, ttft)
     dependence = LengthDependence.fit(prompt_tokens, ttft_s)
-    by_length = dependence.ttft(prompt_tokens) if dependence.p_value < DEPENDENT else ttft
+    lengths = np.quantile(prompt_tokens, np.arange(1, KEYS + 1) / KEYS, method="inverted_cdf")
+    by_length = dependence.ttft(np.unique(lengths)) if dependence.p_value < DEPENDENT else ttft
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "[0-9]+ samples of TTFT", UserWarning)
         found[OPTIMAL] = plan_optimal(prompts, by_length, device, budget, constraint)

@@ -10,11 +10,11 @@ import pandas as pd
 from artifact.data import traces
 from artifact.pair import splits
 from artifact.pair.pair import Pair
+from artifact.pair.recommendation import Recommendation, choose
 from artifact.pair.splits import DISCO, FLOOR, OPTIMAL, SERVER
 from disco_core.beyond.length_dependence import LengthDependence
 from disco_core.checks import Floats, Ints
 from disco_core.cost import Constraint, CostModel
-from disco_core.dispatch import DispatchPlan, plan_device_only, plan_server_only
 from disco_core.errors import ConstraintError
 from disco_core.latency import ServerProfile, TTFTDistribution
 from disco_core.migration import MigrationRule
@@ -22,25 +22,9 @@ from disco_core.simulate import simulate
 from disco_core.workload import LengthDistribution, Workload
 
 BUDGETS = tuple(k / 10 for k in range(1, 11))  # with all of it, DiSCo starts both endpoints at once
-SPLITS = 100
-FEW = 100  # requests below which P99 is the slowest request, and no budget is chosen by it
-LEAST = 0.02  # of the mean TTFT that has to be saved, for a budget to be worth anything
-PART = 0.8  # of what the constrained endpoint can save, which the recommended budget reaches
+SPLITS, FEWER, LARGE = 100, 40, 1000  # random halves; of a record of so many requests fewer, since they differ less
 MEASURES = ("mean_s", "p99_s", "server_share", "device_share")
 SIMULATED = 20_000  # answers at most, drawn for costs and migration
-
-
-@dataclass(frozen=True, eq=False)
-class Recommendation:
-    """A plan for the pair: its rule (None without prices), budget b, and in words why it and how sure that is."""
-
-    plan: DispatchPlan
-    rule: MigrationRule | None
-    policy: str
-    budget: float
-    constraint: Constraint
-    why: str
-    sure: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +41,11 @@ class Study:
     cost: CostModel | None
     count: int = SPLITS
     seed: int = 0
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """The budgets that are studied, ascending; the last is all of it."""
+        return BUDGETS
 
     @property
     def length(self) -> Ints:
@@ -105,16 +94,7 @@ class Study:
     @cached_property
     def recommendation(self) -> Recommendation:
         """The plan that is recommended, made from all requests."""
-        budget, why = self._budget()
-        policy = self._policy(budget) if budget > 0 else self._alone()
-        if budget == 0:
-            plan = plan_server_only() if policy == SERVER else plan_device_only()
-        else:
-            plan = splits.plans(budget, self.constraint, self.length, self.ttft_s, self.pair.device)[policy]
-        if policy == OPTIMAL:
-            why += " The optimal plan, since on requests that it does not know its P99 is below DiSCo's."
-        rule = self.rule if self.cost is not None else None
-        return Recommendation(plan, rule, policy, budget, self.constraint, why, self._sure(policy, budget))
+        return choose(self)
 
     @cached_property
     def outputs(self) -> LengthDistribution:
@@ -186,62 +166,11 @@ class Study:
         rows = self.costs[self.costs["policy"] == policy]
         return float(rows["$ per 1,000"].iloc[-1])
 
-    def _budget(self) -> tuple[float, str]:
-        """The least budget with which DiSCo reaches `PART` of what both endpoints at once save, and why."""
-        other = self._alone()
-        alone, both = self.at(other, 0)["mean_s"], self.at(DISCO, 1)["mean_s"]
-        if alone - both <= LEAST * alone:
-            helper, least = self.constraint.value, f"{100 * LEAST:.0f} %"
-            return (
-                0.0,
-                f"Even without a limit the {helper} would shorten mean TTFT by less than {least}: not worth it.",
-            )
-        enough = alone - PART * (alone - both)
-        b = next((b for b in BUDGETS if self.at(DISCO, b)["mean_s"] <= enough), BUDGETS[-1])
-        return b, (
-            f"b = {b:g} is the least budget with which DiSCo reaches {100 * PART:.0f} % of what both endpoints at "
-            f"once save of the mean TTFT of {other}, on requests that it was not planned with."
-        )
-
-    def _alone(self) -> str:
-        return SERVER if self.constraint is Constraint.DEVICE else "device only"
-
-    def _policy(self, budget: float) -> str:
-        """The optimal plan where its P99 is below DiSCo's in 95 of 100 splits, at about the same mean; else DiSCo."""
-        if self.length.size < FEW:
-            return DISCO
-        here = self.halves[np.isclose(self.halves["b"], budget)].pivot(index="split", columns="policy")
-        gain = here["p99_s", DISCO] - here["p99_s", OPTIMAL]
-        dearer = here["mean_s", OPTIMAL].mean() / here["mean_s", DISCO].mean() - 1
-        return OPTIMAL if np.quantile(gain, 0.05) > 0 and dearer <= 0.02 else DISCO
-
-    def _sure(self, policy: str, budget: float) -> str:
-        n = self.length.size
-        few = f" The P99 of {n} requests is the slowest of them: record {FEW} at least, better 1,000."
-        few = few if n < FEW else ""
-        if budget == 0:
-            return f"{n} requests.{few}"
-        here = self.cuts[(self.cuts["policy"] == policy) & np.isclose(self.cuts["b"], budget)]
-        words = []
-        for name, value in (("mean", "mean_cut"), ("P99", "p99_cut")):
-            low, high = np.quantile(here[value], [0.025, 0.975])
-            words.append(
-                f"{name} TTFT {_percent(-here[value].mean())} against server only "
-                f"({_percent(-high)} to {_percent(-low)}), "
-                f"shorter in {100 * (here[value] > 0).mean():.0f} % of the splits"
-            )
-        return f"{n} requests, {self.count} random halves: {'; '.join(words)}.{few}"
-
 
 def _change(name: str, values: list[float], unit: str = "") -> str:
     """Before and after, or one value where they are the same."""
     before, after = (f"{value:.3g}" for value in values)
     return f"{name} {before}{unit}" if before == after else f"{name} {before} -> {after}{unit}"
-
-
-def _percent(value: float) -> str:
-    """A change in whole percent, with its sign; 0 has none."""
-    return f"{round(value):+d} %" if round(value) else "0 %"
 
 
 def study(pair: Pair, constraint: Constraint | None = None) -> Study:
@@ -253,14 +182,15 @@ def study(pair: Pair, constraint: Constraint | None = None) -> Study:
     if constraint is None and pair.about.get("constraint"):
         constraint = Constraint(pair.about["constraint"])
     cost = None if pair.prices is None else pair.prices.model(pair.device)
+    count = SPLITS if len(pair.requests) < LARGE else FEWER
+    why = "no prices were given"
     if cost is not None:
         try:
-            return Study(pair, cost.constraint, "at these prices", cost)
+            return Study(pair, cost.constraint, "at these prices", cost, count)
         except ConstraintError:
-            pass
-    asked = "as asked for" if constraint else "assumed, since its battery is not priced; CONSTRAINT=server turns it"
-    why = "no prices were given" if cost is None else "the prices do not decide, since they overlap"
-    return Study(pair, constraint or Constraint.DEVICE, f"{asked}: {why}", cost)
+            why = "the prices overlap, so they do not decide"
+    chosen = "as asked for" if constraint else "which is assumed (CONSTRAINT=server takes the other)"
+    return Study(pair, constraint or Constraint.DEVICE, f"{chosen}, since {why}", cost, count)
 
 
 @lru_cache(maxsize=4)

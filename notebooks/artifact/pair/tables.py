@@ -3,9 +3,10 @@
 import numpy as np
 import pandas as pd
 
-from artifact.pair.splits import FLOOR, POLICIES, SERVER
+from artifact.pair.splits import DEPENDENT, FLOOR, POLICIES, SERVER
 from artifact.pair.study import Study
 from disco_core.beyond.expectation import expected
+from disco_core.dispatch import plan_server_only
 
 LONG_S = 2 * 3600  # from which span on a record is shown by hour
 
@@ -28,7 +29,10 @@ def over_time(study: Study) -> pd.DataFrame:
         when = pd.Series([f"{25 * one}-{25 * one + 25} % of the record" for one in quarter])
     groups = pd.Series(study.ttft_s).groupby(when.to_numpy())
     level = {"P50 (s)": 0.5, "P90 (s)": 0.9, "P99 (s)": 0.99}
-    columns = {name: groups.quantile(q, interpolation="higher") for name, q in level.items()}
+    columns = {
+        name: groups.agg(lambda values, q=q: np.quantile(values, q, method="inverted_cdf"))
+        for name, q in level.items()
+    }
     return pd.DataFrame({"requests": groups.size(), **columns}).rename_axis("when").reset_index()
 
 
@@ -54,21 +58,26 @@ def live(study: Study) -> pd.DataFrame:
     The cut in percent with its 95 % band, a bootstrap over prompts; empty without live answers.
     """
     wide = study.pair.live.pivot(index="request", columns="policy", values=["ttft_s", "prompt_tokens"]).dropna()
-    if wide.empty or len(wide) < 2:
+    policies = [name for name in wide["ttft_s"] if name != SERVER] if len(wide) > 1 else []
+    if SERVER not in wide.get("ttft_s", ()) or not policies:
         return pd.DataFrame()
-    other = next(name for name in wide["ttft_s"] if name != SERVER)
+    other = policies[0]
     before, after = (wide["ttft_s", name].to_numpy(float) for name in (SERVER, other))
     rows = np.random.default_rng(study.seed).integers(before.size, size=(2000, before.size))
     low, high = np.quantile(100 * (1 - after[rows].mean(axis=1) / before[rows].mean(axis=1)), [0.025, 0.975])
     lengths = wide["prompt_tokens", SERVER].to_numpy(np.int64)
-    predicted = expected(study.recommendation.plan, lengths, study.ttft, study.pair.device).mean_s
+    ttft = study.dependence.ttft(lengths) if study.dependence.p_value < DEPENDENT else study.ttft
+    alone_s, predicted = (
+        expected(plan, lengths, ttft, study.pair.device).mean_s
+        for plan in (plan_server_only(), study.recommendation.plan)
+    )
     return pd.DataFrame(
         {
             "": ["measured", "predicted for these prompts"],
             "prompts": before.size,
-            "server only, mean TTFT (s)": [before.mean(), study.ttft.mean],
+            "server only, mean TTFT (s)": [before.mean(), alone_s],
             "recommended plan, mean TTFT (s)": [after.mean(), predicted],
-            "cut (%)": [100 * (1 - after.mean() / before.mean()), 100 * (1 - predicted / study.ttft.mean)],
+            "cut (%)": [100 * (1 - after.mean() / before.mean()), 100 * (1 - predicted / alone_s)],
             "95 % from": [low, np.nan],
             "to": [high, np.nan],
         }
