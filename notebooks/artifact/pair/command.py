@@ -5,15 +5,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from artifact.files import BUILD, relative_path
+from artifact.files import relative_path
 from artifact.pair import settings
 from artifact.pair.measure import measure
 from artifact.pair.pair import load
 from artifact.publish import parameters
 from artifact.publish import run as runner
 from disco_core.errors import InputError
-
-PAGE = BUILD / "pair.html"
 
 
 def from_make() -> dict[str, str]:
@@ -32,10 +30,12 @@ def pair(given: Mapping[str, str]) -> None:
         raise InputError(f"give SERVER=http://host/v1 or TRACE=file; the names are\n{settings.described()}")
     folder = measure(given)
     print(f"{relative_path(folder)}: {len(load(folder).requests)} requests")
-    shared = {"recorded": str(relative_path(folder)), "out": str(relative_path(folder / "exhibits"))}
+    page = folder.with_name(f"{folder.name}.html")
+    paths = {"recorded": folder, "out": folder / "exhibits", "page": page}
+    shared = {name: str(relative_path(path)) for name, path in paths.items()}
     runner.run("your_pair", folder, **parameters.common("your_pair", shared))
     print(headline(folder))
-    print(relative_path(PAGE))
+    print(relative_path(page))
 
 
 def headline(folder: Path) -> str:

@@ -80,6 +80,9 @@ def measure(settings: Mapping[str, Any], progress: Progress | None = None) -> Pa
     line. The first Ctrl-C keeps what was measured until then, the second raises KeyboardInterrupt.
     """
     s, began = read(settings), time.monotonic()
+    write_atomic(
+        s.out / "settings.txt", "".join(f"{name}={text}\n" for name, text in settings.items())
+    )  # or fail now
     prompts = texts.load(s.prompts)
     recorded = None if s.trace is None else readers.read(s.trace, s.part)
     with (
@@ -236,6 +239,7 @@ def _pair(s: Settings, requests: Requests, result: Measured | None, device: Devi
         "server": s.server if s.server is not None and result is not None else str(s.trace),
         "model": "" if found is None else found.model,
         "device": device.name,
+        "device file": str(s.device) if isinstance(s.device, Path) else "",
         "measured": f"read from {s.trace} ({requests.form})" if result is None else f"requests {pace}",
         "tokens": str(s.tokens),
         "prompts": "the project's" if s.prompts is None else s.prompts.name,

@@ -6,6 +6,7 @@ from typing import Any
 from artifact.files import BUILD, ROOT, relative_path, write_atomic
 from artifact.pair import sentences
 from artifact.pair.study import Study
+from artifact.pair.tables import over_time
 from artifact.publish.gallery import exhibits
 from artifact.publish.report import STYLE, for_page
 
@@ -56,6 +57,7 @@ def write(study: Study, folder: str | Path, out: str | Path = PAGE) -> Path:
         pair=study.pair,
         found=study.recommendation,
         flips=sentences.flips(study),
+        without_server=sentences.without_server(study),
         price_change=sentences.price_change(study),
         on_length=sentences.on_length(study),
         line=sentences.line(study),
@@ -73,14 +75,19 @@ def limits(study: Study) -> list[str]:
     found = study.pair
     general = [
         "The device's time is taken as exact, as in the paper; a real one scatters around its line.",
-        "Requests to come are taken to be like those of the record: other hours or loads have another F.",
+        "Requests to come are taken to be like those of the record: at other hours or loads TTFT is another.",
     ]
     if found.requests.failed:
         general.insert(0, f"{found.requests.failed} requests of the record failed; they are in no figure.")
+    medians = over_time(study)["P50 (s)"]
+    if len(medians) > 1 and medians.max() > 2 * medians.min():
+        times = medians.max() / medians.min()
+        general.insert(0, f"The server's median TTFT changed {times:.2g}-fold within the record; record for longer.")
     return [*found.notes, *found.requests.notes, *general]
 
 
 def _names(study: Study) -> dict[str, Any]:
     about = study.pair.about
+    about = dict(about, device=about.get("device file", ""))
     known = {"model": "my-model", "server": "http://127.0.0.1:8000/v1", "device": "path/to/model.gguf"}
     return {name: about.get(name) or default for name, default in known.items()}

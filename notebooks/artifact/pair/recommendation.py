@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from artifact.pair import splits
 from artifact.pair.splits import DEVICE, DISCO, OPTIMAL, SERVER
 from disco_core.cost import Constraint
 from disco_core.dispatch import DispatchPlan, plan_device_only, plan_server_only
@@ -41,7 +40,7 @@ def choose(study: "Study") -> Recommendation:
     """
     budget, policy, why = _budget(study)
     if budget:
-        planned = splits.plans(budget, study.constraint, study.length, study.ttft_s, study.pair.device)
+        planned = study.past.plans(budget, study.constraint)
         if policy == OPTIMAL:
             why += " The optimal plan, since its P99 is below DiSCo's on requests that neither knows."
         plan = planned[policy]
@@ -63,7 +62,8 @@ def _budget(study: "Study") -> tuple[float, str, str]:
             return 0.0, SERVER, f"{why} The device alone is slower than the server alone: cheaper, but not as fast."
         return 0.0, other, why
     limit_s = min(alone_s - PART * (alone_s - both_s), (1 + LEAST) * server_s)
-    b = next((b for b in study.budgets if mean_s[b] <= limit_s), None)
+    useful = study.budgets if both_s < (1 - LEAST) * server_s else study.budgets[:-1]  # all of it is server only
+    b = next((b for b in useful if mean_s[b] <= limit_s), None)
     if b is None:
         slow = "At no budget is DiSCo's mean TTFT as short as that of server only: the device is too slow."
         return 0.0, SERVER, f"{slow} A smaller budget is cheaper, but slower; the table says by how much."
@@ -90,7 +90,7 @@ def _sure(study: "Study", policy: str, budget: float) -> str:
     if n < FEW:
         few = f" P99 cannot be known from {n} requests: it is one of the slowest. Record 1,000."
     elif n < MANY:
-        few = f" With fewer than {MANY:,} requests the band of P99 is too narrow rather than too wide."
+        few = f" With fewer than {MANY:,} requests the band of P99 may be too narrow."
     if policy == SERVER:
         return f"{n} requests.{few}"
     here = study.cuts[(study.cuts["policy"] == policy) & np.isclose(study.cuts["b"], budget or study.budgets[0])]
@@ -104,7 +104,9 @@ def _difference(name: str, cut: "np.ndarray[tuple[int], np.dtype[np.float64]]") 
     """A cut of TTFT in words, with its band; where the band crosses 0, that it is not known."""
     low, high = np.quantile(-cut, [0.025, 0.975])
     band = f"{_percent(low)} to {_percent(high)}"
-    if round(low) <= 0 <= round(high):
+    if round(low) == 0 == round(high):
+        return f"{name} TTFT is the same"
+    if round(low) < 0 < round(high):
         return f"{name} TTFT, whether it is shorter or longer is not known ({band})"
     return f"{name} TTFT {_percent(-cut.mean())} ({band})"
 

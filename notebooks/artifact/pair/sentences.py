@@ -3,7 +3,7 @@
 import numpy as np
 
 from artifact.pair import splits
-from artifact.pair.splits import DISCO, SERVER
+from artifact.pair.splits import DEVICE, DISCO, SERVER
 from artifact.pair.study import Study
 from artifact.pair.tables import by_hour
 
@@ -13,7 +13,8 @@ def on_length(study: Study) -> str:
     found = study.dependence
     if np.isnan(found.correlation):
         return "All prompts or all TTFTs are alike, so nothing is known of a dependence."
-    what = "depends" if found.p_value < splits.DEPENDENT else "does not measurably depend"
+    words = {splits.DEPENDENT: "depends", 0.05: "may depend", np.inf: "does not measurably depend"}
+    what = next(word for bound, word in words.items() if found.p_value < bound)
     return (
         f"The server's TTFT {what} on the prompt's length (Spearman's correlation {found.correlation:+.2f}, "
         f"p = {found.p_value:.2g})."
@@ -67,7 +68,20 @@ def price_change(study: Study) -> str:
     if study.cost is None or not study.price(SERVER) > 0:
         return ""
     times = study.price(study.recommendation.policy) / study.price(SERVER)
-    return f"It costs {times:.2g} times what server only costs." if abs(times - 1) > 0.01 else ""
+    if abs(times - 1) < 0.005:
+        return "It costs what server only costs."
+    return (
+        f"It costs {100 * (1 - times):.0f} % less than server only."
+        if times < 1
+        else (f"It costs {times:,.{0 if times >= 10 else 1}f} times what server only costs.")
+    )
+
+
+def without_server(study: Study) -> str:
+    """What the device alone does, in a sentence."""
+    row = study.at(DEVICE, study.shown_budget)
+    price = "" if study.cost is None else f", ${study.price(DEVICE):.3g} per 1,000 requests"
+    return f"Device only has a mean TTFT of {row['mean_s']:.3g} s and a P99 of {row['p99_s']:.3g} s{price}."
 
 
 def saving(study: Study) -> str:

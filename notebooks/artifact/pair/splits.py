@@ -7,6 +7,8 @@ with halves drawn without replacement it estimates the variance of a statistic o
 
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,24 +31,42 @@ KEYS = 12  # lengths with an F of their own for the optimal plan; a length takes
 DEPENDENT = 0.01  # p below which F of the optimal plan depends on the prompt length
 
 
-def plans(
-    budget: float, constraint: Constraint, prompt_tokens: Ints, ttft_s: Floats, device: DeviceProfile
-) -> dict[str, DispatchPlan]:
-    """Every policy, planned from these requests, in the order of `POLICIES`.
+@dataclass(frozen=True, eq=False)
+class Past:
+    """Requests that plans are made from, with the device; what all budgets share is computed once."""
 
-    The optimal plan takes F by length where TTFT depends on it; with too few samples for P99 it is DiSCo's.
-    """
-    prompts, ttft = LengthDistribution.of(prompt_tokens), TTFTDistribution(ttft_s)
-    found = spending.single() | spending.spending(budget, constraint, prompts, ttft)
-    dependence = LengthDependence.fit(prompt_tokens, ttft_s)
-    lengths = np.quantile(prompt_tokens, np.arange(1, KEYS + 1) / KEYS, method="inverted_cdf")
-    by_length = dependence.ttft(np.unique(lengths)) if dependence.p_value < DEPENDENT else ttft
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "[0-9]+ samples of TTFT", UserWarning)
-        found[OPTIMAL] = plan_optimal(prompts, by_length, device, budget, constraint)
-    found["hedged request"] = hedging.hedged_request(prompts, ttft, device, budget, constraint)
-    found["SingleR"] = hedging.single_r(prompts, ttft, device, budget, constraint)
-    return {name: found[name] for name in POLICIES}
+    prompt_tokens: Ints
+    ttft_s: Floats
+    device: DeviceProfile
+
+    @cached_property
+    def prompts(self) -> LengthDistribution:
+        """Lengths of the prompts."""
+        return LengthDistribution.of(self.prompt_tokens)
+
+    @cached_property
+    def ttft(self) -> TTFTDistribution:
+        """F of all lengths together."""
+        return TTFTDistribution(self.ttft_s)
+
+    @cached_property
+    def by_length(self) -> TTFTDistribution | dict[int, TTFTDistribution]:
+        """F by length where TTFT depends on it, else that of all."""
+        dependence = LengthDependence.fit(self.prompt_tokens, self.ttft_s)
+        if dependence.p_value >= DEPENDENT:
+            return self.ttft
+        return dependence.ttft(np.quantile(self.prompt_tokens, np.arange(1, KEYS + 1) / KEYS, method="inverted_cdf"))
+
+    def plans(self, budget: float, constraint: Constraint) -> dict[str, DispatchPlan]:
+        """Every policy, in the order of `POLICIES`. With too few samples for P99 the optimal plan is DiSCo's."""
+        given = self.prompts, self.ttft, self.device, budget, constraint
+        found = spending.single() | spending.spending(budget, constraint, self.prompts, self.ttft)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "[0-9]+ samples of TTFT", UserWarning)
+            found[OPTIMAL] = plan_optimal(self.prompts, self.by_length, self.device, budget, constraint)
+        found["hedged request"] = hedging.hedged_request(*given)
+        found["SingleR"] = hedging.single_r(*given)
+        return {name: found[name] for name in POLICIES}
 
 
 def run(plan: DispatchPlan, prompt_tokens: Ints, ttft_s: Floats, device: DeviceProfile) -> dict[str, float]:
@@ -123,10 +143,10 @@ def _rows(
     rng = np.random.default_rng(seed)
     for split in range(count):
         known, new = np.array_split(rng.permutation(ttft_s.size), 2)
-        test = length[new], ttft_s[new], device
+        past, test = Past(length[known], ttft_s[known], device), (length[new], ttft_s[new], device)
         for b in budgets:
             keys = {"split": split, "b": b}
-            for policy, plan in plans(b, constraint, length[known], ttft_s[known], device).items():
+            for policy, plan in past.plans(b, constraint).items():
                 yield keys | {"policy": policy} | run(plan, *test)
             yield keys | {"policy": FLOOR} | floor(b, constraint, *test)
 

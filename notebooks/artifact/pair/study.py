@@ -73,6 +73,11 @@ class Study:
         return self.recommendation.budget or BUDGETS[0]
 
     @cached_property
+    def past(self) -> splits.Past:
+        """All requests of the record, to plan from."""
+        return splits.Past(self.length, self.ttft_s, self.pair.device)
+
+    @cached_property
     def halves(self) -> pd.DataFrame:
         """Every policy at every budget on halves of the record that it was not planned with."""
         given = self.length, self.ttft_s, self.pair.device, BUDGETS
@@ -127,7 +132,7 @@ class Study:
         rows = np.tile(np.arange(self.length.size), max(1, min(20, SIMULATED // self.length.size)))
         load = Workload(np.arange(rows.size, dtype=float), self.length[rows], self.outputs.sample(rows.size, rng))
         ends = ServerProfile(self.ttft, self.server_rate), self.pair.device
-        every = splits.plans(self.shown_budget, self.constraint, self.length, self.ttft_s, self.pair.device)
+        every = self.past.plans(self.shown_budget, self.constraint)
         found = []
         for policy, plan in every.items():
             moves = policy in (DISCO, OPTIMAL)
