@@ -72,7 +72,8 @@ def test_refusals_are_one_line(folder):
     ]:
         with pytest.raises(InputError) as error:
             own_services.added(base(), asked, out)
-        assert said in str(error.value) and "\n" not in str(error.value)
+        assert said in str(error.value)
+        assert "\n" not in str(error.value)
     drop(folder, "mine.jsonl")
     with pytest.raises(ArtifactError, match="one service is one file"):
         own_services.service("mine")
