@@ -80,9 +80,7 @@ def measure(settings: Mapping[str, Any], progress: Progress | None = None) -> Pa
     line. The first Ctrl-C keeps what was measured until then, the second raises KeyboardInterrupt.
     """
     s, began = read(settings), time.monotonic()
-    write_atomic(
-        s.out / "settings.txt", "".join(f"{name}={text}\n" for name, text in settings.items())
-    )  # or fail now
+    _writable(s.out)
     prompts = texts.load(s.prompts)
     recorded = None if s.trace is None else readers.read(s.trace, s.part)
     with (
@@ -109,6 +107,14 @@ def measure(settings: Mapping[str, Any], progress: Progress | None = None) -> Pa
         if s.live and found is not None and not progress.interrupted:
             _live(folder, s, found, device, load_, progress)
     return folder
+
+
+def _writable(folder: Path) -> None:
+    """ArtifactError if nothing can be written to the folder: said before anything is measured, not after."""
+    new = not folder.exists()
+    write_atomic(folder / ".try", "").unlink()
+    if new:
+        folder.rmdir()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

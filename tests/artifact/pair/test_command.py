@@ -65,7 +65,8 @@ def test_the_study_gets_the_folder_and_its_headline_is_printed(tmp_path, monkeyp
     assert Path(given["recorded"]) == tmp_path / "out"
     said = capsys.readouterr().out
     assert "12 requests studied\n" in said
-    assert "build/pair.html\n" in said
+    assert f"{tmp_path / 'out'}.html\n" in said
+    assert Path(given["page"]) == tmp_path / "out.html"
 
 
 def test_a_wrong_file_is_the_readers_line(tmp_path):
