@@ -29,7 +29,7 @@ def latency(study: Study) -> tuple[Figure, pd.DataFrame]:
     for (name, values), dashes in zip(parts.items(), ("-", (0, (4, 1))), strict=True):
         sns.ecdfplot(x=values, ax=left, color=colours[name], linestyle=dashes, label=name)
     left.set(xlabel="TTFT (s)", ylabel="share of requests", xscale="log")
-    left.legend()
+    left.legend(loc="lower right")
     right.plot(lengths[rows], parts["server"], ".", ms=3, alpha=0.5, color=colours["server"], label="server")
     ends = np.array([lengths.min(), lengths.max()])
     right.plot(ends, device.ttft(ends), "--", color=colours["device"], label="device")

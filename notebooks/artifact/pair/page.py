@@ -1,7 +1,7 @@
 """The page of a pair: one self-contained file with the result, the exhibits of `your_pair`, the plan and limits."""
 
+import json
 from pathlib import Path
-from typing import Any
 
 from artifact.files import BUILD, ROOT, relative_path, write_atomic
 from artifact.pair import sentences
@@ -29,8 +29,8 @@ from disco_core.endpoints.openai import OpenAIEndpoint
 
 
 async def answer(messages):
-    server = OpenAIEndpoint("{model}", base_url="{server}")
-    with LlamaCppEndpoint("{device}") as device:
+    server = OpenAIEndpoint({model}, base_url={server})
+    with LlamaCppEndpoint({device}) as device:
         both = {{"server": server, "device": device}}
         async with dc.stream(messages, plan=plan, **both, max_tokens=256, rng=np.random.default_rng()) as run:
             async for token in run:
@@ -86,8 +86,16 @@ def limits(study: Study) -> list[str]:
     return [*found.notes, *found.requests.notes, *general]
 
 
-def _names(study: Study) -> dict[str, Any]:
+def _names(study: Study) -> dict[str, str]:
+    """What the snippet names, as Python's text: those of the pair where a program could use them."""
     about = study.pair.about
-    about = dict(about, device=about.get("device file", ""))
-    known = {"model": "my-model", "server": "http://127.0.0.1:8000/v1", "device": "path/to/model.gguf"}
-    return {name: about.get(name) or default for name, default in known.items()}
+    found = {
+        "model": about.get("model") or "my-model",
+        "server": about.get("server", ""),
+        "device": about.get("device file", ""),
+    }
+    if not found["server"].startswith(("http://", "https://")):  # a record's file, or an example
+        found["server"] = "http://127.0.0.1:8000/v1"
+    if not found["device"].endswith(".gguf"):
+        found["device"] = "path/to/model.gguf"
+    return {name: json.dumps(text, ensure_ascii=False) for name, text in found.items()}

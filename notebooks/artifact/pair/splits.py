@@ -98,7 +98,10 @@ def run(plan: DispatchPlan, prompt_tokens: Ints, ttft_s: Floats, device: DeviceP
 def floor(
     budget: float, constraint: Constraint, prompt_tokens: Ints, ttft_s: Floats, device: DeviceProfile
 ) -> dict[str, float]:
-    """The least mean_s and the least p99_s within the budget of two schedulers that know every TTFT in advance."""
+    """The least mean_s and the least p99_s within the budget of two schedulers that know every TTFT in advance.
+
+    As in `run` a request may have the constrained endpoint with a chance, so that no random plan is below either.
+    """
     device_s = device.ttft(prompt_tokens)
     helper_s, other_s = (device_s, ttft_s) if constraint is Constraint.DEVICE else (ttft_s, device_s)
     allowed = budget * prompt_tokens.sum()
@@ -111,9 +114,10 @@ def floor(
     while low < high:
         middle = (low + high) // 2
         late = other_s > times[middle]
-        need = int(late.sum()) - (late.size - int(np.ceil(QUANTILE * late.size - 1e-9)))
+        need = late.sum() - (1 - QUANTILE) * late.size - 1e-9  # requests, the last of them in part
         helped = np.sort(prompt_tokens[late & (helper_s <= times[middle])])
-        within = need <= 0 or (helped.size >= need and helped[:need].sum() <= allowed * (1 + 1e-12))
+        tokens = np.interp(need, np.arange(helped.size + 1), np.append(0, np.cumsum(helped)))
+        within = need <= helped.size and tokens <= allowed * (1 + 1e-12)
         low, high = (low, middle) if within else (middle + 1, high)
     return {"mean_s": float(mean_s), "p99_s": float(times[low])}
 

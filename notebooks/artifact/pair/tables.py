@@ -46,7 +46,7 @@ def policies(study: Study) -> pd.DataFrame:
         bands = zip(rows[f"{value}_low"], rows[f"{value}_high"], strict=True)
         shown[f"{name}, 95 %"] = [f"{low:.3g} to {high:.3g}" for low, high in bands]
     for end in ("server", "device"):
-        shown[f"{end} (% of prompt tokens)"] = 100 * rows[f"{end}_share"].to_numpy()
+        shown[f"{end} (%)"] = 100 * rows[f"{end}_share"].to_numpy()
     if study.cost is not None:
         shown["$ per 1,000"] = [np.nan if name == FLOOR else study.price(name) for name in rows.index]
     return shown
