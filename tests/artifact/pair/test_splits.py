@@ -182,7 +182,7 @@ def a_record(n=200, seed=0):
 def test_every_policy_plans_within_the_budget():
     lengths, ttft_s, device = a_record()
     for constraint, b in itertools.product(Constraint, BUDGETS):
-        found = splits.plans(b, constraint, lengths, ttft_s, device)
+        found = splits.Past(lengths, ttft_s, device).plans(b, constraint)
         assert tuple(found) == splits.POLICIES
         for name in set(found) - {splits.SERVER, splits.DEVICE, "Stoch", "Stoch+"}:
             share = expected(found[name], lengths, TTFTDistribution(ttft_s), device).shares[constraint.end]
@@ -194,7 +194,7 @@ def test_where_ttft_depends_on_length_the_optimal_plan_knows_it():
     lengths = rng.integers(1, 200, 400)
     for slope, depends in ((0.01, True), (0.0, False)):
         ttft_s = 0.1 + slope * lengths + rng.exponential(0.1, 400)
-        plan = splits.plans(0.3, Constraint.DEVICE, lengths, ttft_s, device)[splits.OPTIMAL]
+        plan = splits.Past(lengths, ttft_s, device).plans(0.3, Constraint.DEVICE)[splits.OPTIMAL]
         pooled = TTFTDistribution(ttft_s)
         by_length = LengthDependence.fit(lengths, ttft_s).ttft(lengths)
         right, wrong = (by_length, pooled) if depends else (pooled, by_length)

@@ -54,7 +54,7 @@ def everything(found):
 def test_a_server_that_is_always_first_needs_no_device():
     one = studied(a_pair(ttft_s=0.05), Constraint.DEVICE).recommendation
     assert (one.policy, one.budget, one.plan.name) == (SERVER, 0.0, "server only")
-    assert "not worth it" in one.why
+    assert "less than 2 %" in one.why
 
 
 def test_a_device_that_is_always_first_needs_no_server():
@@ -81,7 +81,7 @@ def test_of_ten_requests_p99_decides_nothing_and_that_is_said():
     for seed in range(5):
         found = studied(a_pair(10, seed=seed), Constraint.DEVICE)
         assert found.recommendation.policy in (DISCO, SERVER)
-        assert "The P99 of 10 requests is the slowest of them" in found.recommendation.sure
+        assert "P99 cannot be known from 10 requests" in found.recommendation.sure
         everything(found)
 
 
