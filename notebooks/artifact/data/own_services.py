@@ -105,6 +105,12 @@ def note(services: Mapping[str, Service]) -> str:
     return f" From build/services: {listed}." if listed else ""
 
 
+def absent(services: Mapping[str, Service]) -> str:
+    """A sentence for captions of a committed measurement, which has none of one's own services."""
+    listed = ", ".join(own(services))
+    return f" Not measured, so not among them: {listed}." if listed else ""
+
+
 def number(services: Mapping[str, Service]) -> str:
     """How many there are, as in "six services"."""
     count = len(services)
