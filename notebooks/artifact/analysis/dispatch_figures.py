@@ -48,6 +48,7 @@ def cuts(
     rows = pd.concat([*long, listed]).sort_values("service", key=lambda column: column.map(place), kind="stable")
     rows = rows.reset_index(drop=True)
     rows["pair"] = rows["service"] + ", " + rows["device"].str.split(" + ", regex=False).str[1]
+    looks = 3 if len(paper) else 2
     grid = grids.draw(
         sns.catplot,
         bands.observations(rows, "value", "low", "high"),
@@ -59,8 +60,8 @@ def cuts(
         hue="cut",
         dodge=0.4,
         linestyle="none",
-        markers=["o", "^", "D"],
-        palette=[*map(figures.colour, ("Stoch", "Stoch+")), "black"],
+        markers=["o", "^", "D"][:looks],
+        palette=[*map(figures.colour, ("Stoch", "Stoch+")), "black"][:looks],
         markersize=3,
         err_kws={"lw": 1},
         **bands.KNOWN,

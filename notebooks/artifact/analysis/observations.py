@@ -94,8 +94,8 @@ def limits(services: Mapping[str, Service], phones: pd.DataFrame) -> pd.DataFram
                 "service": name,
                 "prompt ($/1M)": 1e6 * one.price_in,
                 "output ($/1M)": 1e6 * one.price_out,
-                "server constrained up to ($/MJ)": 1e6 * _RATES[endpoint == "server"].max(),
-                "device constrained from ($/MJ)": 1e6 * _RATES[endpoint == "device"].min(),
+                "server constrained up to ($/MJ)": 1e6 * _RATES[endpoint == "server"].max(initial=0.0),
+                "device constrained from ($/MJ)": 1e6 * _RATES[endpoint == "device"].min(initial=np.inf),
             }
         )
     return pd.DataFrame(rows)

@@ -42,7 +42,7 @@ def side_by_side(runs: pd.DataFrame) -> pd.DataFrame:
 def draw_frontier(found: pd.DataFrame) -> Figure:
     """P99 against mean TTFT of `OptimalStudy.frontier`: a panel for each service, a line and a point per budget."""
     services = found["service"].unique()
-    fig, axes = plt.subplots(1, len(services), figsize=(figures.PAGE_IN, 2.5))
+    fig, (axes,) = plt.subplots(1, len(services), figsize=(figures.PAGE_IN, 2.5), squeeze=False)
     for panel, service in zip(axes, services, strict=True):
         for k, (b, part) in enumerate(found[found["service"] == service].groupby("b")):
             line, rule = (part[part["policy"] == policy] for policy in (OPTIMAL, DISCO))
