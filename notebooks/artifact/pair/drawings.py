@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from artifact.analysis.panels import panels
 from artifact.pair.splits import DISCO, FLOOR, OPTIMAL, POLICIES
@@ -35,6 +36,7 @@ def latency(study: Study) -> tuple[Figure, pd.DataFrame]:
     right.plot(ends, device.ttft(ends), "--", color=colours["device"], label="device")
     right.plot(trials["prompt_tokens"], trials["ttft_s"], "x", ms=4, color=colours["device"])
     right.set(xlabel="prompt (tokens)", ylabel="TTFT (s)", yscale="log")
+    right.yaxis.set_minor_formatter(NullFormatter())
     right.legend()
     return figure, pd.concat([points, trials[points.columns]], ignore_index=True)
 

@@ -59,7 +59,9 @@ def device_first(study: Study) -> str:
 def when(study: Study) -> str:
     """By what time is divided."""
     return (
-        "by hour of the day (UTC)" if by_hour(study) else "by quarters of the record, which is short or has no clock"
+        "by hour of the day (UTC)"
+        if by_hour(study)
+        else "by quarters of the record, since it is no longer than two hours"
     )
 
 
@@ -88,6 +90,8 @@ def saving(study: Study) -> str:
     """What migration saves of DiSCo's cost."""
     rows = study.costs[study.costs["policy"] == DISCO].set_index("migration")["$ per 1,000"]
     cut = 100 * (1 - rows["yes"] / rows["no"]) if rows["no"] > 0 else 0.0
+    if cut < 0.5:
+        return "No answer is worth moving at these prices and lengths."
     return f"Migration saves {cut:.0f} % of the cost of DiSCo's answers."
 
 

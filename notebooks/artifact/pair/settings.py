@@ -175,7 +175,7 @@ _PRICED = ("PRICE_IN", "PRICE_OUT", "WATT_HOURS")
 
 
 def _live(text: str) -> int:
-    return 0 if text == "0" else checks.count(_number(text), "LIVE")
+    return 0 if text == "0" else checks.count(_number(text), "LIVE, if it is not 0,")
 
 
 def _constraint(text: str) -> Constraint:

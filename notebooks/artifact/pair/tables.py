@@ -41,14 +41,16 @@ def policies(study: Study) -> pd.DataFrame:
     table = study.policies[np.isclose(study.policies["b"], study.shown_budget)].set_index("policy")
     rows = table.loc[[*POLICIES, FLOOR]]
     shown = pd.DataFrame({"policy": rows.index})
-    for name, value in (("mean", "mean_s"), ("P99", "p99_s")):
+    times = {"mean": "mean_s", "P99": "p99_s"}
+    for name, value in times.items():
         shown[f"{name} TTFT (s)"] = rows[value].to_numpy()
-        bands = zip(rows[f"{value}_low"], rows[f"{value}_high"], strict=True)
-        shown[f"{name}, 95 %"] = [f"{low:.3g} to {high:.3g}" for low, high in bands]
-    for end in ("server", "device"):
-        shown[f"{end} (%)"] = 100 * rows[f"{end}_share"].to_numpy()
     if study.cost is not None:
         shown["$ per 1,000"] = [np.nan if name == FLOOR else study.price(name) for name in rows.index]
+    for end in ("server", "device"):
+        shown[f"{end} (%)"] = 100 * rows[f"{end}_share"].to_numpy()
+    for name, value in times.items():
+        bands = zip(rows[f"{value}_low"], rows[f"{value}_high"], strict=True)
+        shown[f"{name}, 95 %"] = [f"{low:.3g} to {high:.3g}" for low, high in bands]
     return shown
 
 

@@ -196,7 +196,8 @@ def test_where_ttft_depends_on_length_the_optimal_plan_knows_it():
         ttft_s = 0.1 + slope * lengths + rng.exponential(0.1, 400)
         plan = splits.Past(lengths, ttft_s, device).plans(0.3, Constraint.DEVICE)[splits.OPTIMAL]
         pooled = TTFTDistribution(ttft_s)
-        by_length = LengthDependence.fit(lengths, ttft_s).ttft(lengths)
+        keys = np.quantile(lengths, np.arange(1, splits.KEYS + 1) / splits.KEYS, method="inverted_cdf")
+        by_length = LengthDependence.fit(lengths, ttft_s).ttft(keys)
         right, wrong = (by_length, pooled) if depends else (pooled, by_length)
         prompts = LengthDistribution.of(lengths)
         one, other = (plan_optimal(prompts, f, device, 0.3, Constraint.DEVICE).to_json() for f in (right, wrong))
@@ -208,9 +209,8 @@ def test_where_ttft_depends_on_length_the_optimal_plan_knows_it():
 def test_too_few_samples_for_the_optimal_plan_are_no_warning(slope):
     rng = np.random.default_rng(4)
     lengths = rng.integers(1, 200, 40)
-    found = splits.plans(
-        0.3, Constraint.DEVICE, lengths, 0.1 + slope * lengths + rng.random(40) / 9, DeviceProfile(60.0, 20.0)
-    )
+    past = splits.Past(lengths, 0.1 + slope * lengths + rng.random(40) / 9, DeviceProfile(60.0, 20.0))
+    found = past.plans(0.3, Constraint.DEVICE)
     if not slope:
         np.testing.assert_array_equal(found[splits.OPTIMAL].delays_s, found["DiSCo"].delays_s)
 
@@ -226,7 +226,7 @@ def test_equal_seeds_give_equal_halves_and_others_others():
 def test_a_plan_is_run_on_requests_that_it_does_not_know(monkeypatch):
     lengths, _, device = a_record(41)
     known, new = [], []
-    monkeypatch.setattr(splits, "plans", lambda b, c, l, ttft_s, d: known.append(ttft_s) or {"one": None})
+    monkeypatch.setattr(splits.Past, "plans", lambda past, b, c: known.append(past.ttft_s) or {"one": None})
     monkeypatch.setattr(splits, "run", lambda plan, l, ttft_s, d: new.append(ttft_s) or {})
     every = np.arange(1.0, 42.0)  # each request is recognised by its TTFT
     splits.halves(lengths, every, device, (0.3,), Constraint.DEVICE, 5, 0)
