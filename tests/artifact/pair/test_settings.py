@@ -58,7 +58,7 @@ def test_a_record_needs_no_server_unless_it_is_asked_live(tmp_path):
         (SERVER | {"MINUTES": "-2"}, "MINUTES must be finite and above 0"),
         (SERVER | {"MINUTES": "inf"}, "MINUTES must be finite"),
         (SERVER | {"TOKENS": "1"}, "TOKENS must be at least 2"),
-        (SERVER | {"LIVE": "-1"}, "LIVE must be a whole number"),
+        (SERVER | {"LIVE": "-1"}, "LIVE, if it is not 0, must be a whole number"),
         (SERVER | {"ARRIVALS": "poisson", "RATE": "1"}, "no arrival pattern 'poisson'"),
         (SERVER | {"ARRIVALS": "azure-conv"}, "ARRIVALS needs RATE"),
         (SERVER | {"CONSTRAINT": "both"}, "CONSTRAINT must be device or server, got 'both'"),
