@@ -75,7 +75,7 @@ def limits(study: Study) -> list[str]:
         "Requests to come are taken to be like those of the record: other hours or loads have another F.",
     ]
     if found.requests.failed:
-        general.insert(0, f"{found.requests.failed} requests of the record failed; they are in no figure.")
+        general.insert(0, f"Failed requests of the record, which are in no figure: {found.requests.failed}.")
     return [*found.notes, *found.requests.notes, *general]
 
 
