@@ -78,7 +78,7 @@ def limits(study: Study) -> list[str]:
         "Requests to come are taken to be like those of the record: at other hours or loads TTFT is another.",
     ]
     if found.requests.failed:
-        general.insert(0, f"{found.requests.failed} requests of the record failed; they are in no figure.")
+        general.insert(0, f"Failed requests of the record, which are in no figure: {found.requests.failed}.")
     medians = over_time(study)["P50 (s)"]
     if len(medians) > 1 and medians.max() > 2 * medians.min():
         times = medians.max() / medians.min()
