@@ -31,7 +31,7 @@ def written(tmp_path_factory):
     """The page of the example with a hostile model name and one table, made with a key in the environment."""
     folder = tmp_path_factory.mktemp("page")
     pair = example.pair(60)
-    about = {**pair.about, "model": EVIL, "server": "http://127.0.0.1:8000/v1", "device": "models/a.gguf"}
+    about = {**pair.about, "model": EVIL, "server": "http://127.0.0.1:8000/v1", "device file": "models/a.gguf"}
     found = replace(study(replace(pair, about=about, notes=("a < b",))), count=4)
     texts = {"title": "Every policy", "caption": "A caption.", "interpretation": "It says."}
     saved = {"kind": "computed", "source": "a test", "out": folder / "out", "data": (), "parameters": {}}
