@@ -1,11 +1,13 @@
 """The two figures of a pair's study, each with the numbers that it shows."""
 
+from typing import Any
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from artifact.analysis.panels import panels
 from artifact.pair.splits import DISCO, FLOOR, OPTIMAL, POLICIES
@@ -30,13 +32,14 @@ def latency(study: Study) -> tuple[Figure, pd.DataFrame]:
     for (name, values), dashes in zip(parts.items(), ("-", (0, (4, 1))), strict=True):
         sns.ecdfplot(x=values, ax=left, color=colours[name], linestyle=dashes, label=name)
     left.set(xlabel="TTFT (s)", ylabel="share of requests", xscale="log")
+    _readable(left.xaxis)
     left.legend(loc="lower right")
     right.plot(lengths[rows], parts["server"], ".", ms=3, alpha=0.5, color=colours["server"], label="server")
     ends = np.array([lengths.min(), lengths.max()])
     right.plot(ends, device.ttft(ends), "--", color=colours["device"], label="device")
     right.plot(trials["prompt_tokens"], trials["ttft_s"], "x", ms=4, color=colours["device"])
     right.set(xlabel="prompt (tokens)", ylabel="TTFT (s)", yscale="log")
-    right.yaxis.set_minor_formatter(NullFormatter())
+    _readable(right.yaxis)
     right.legend()
     return figure, pd.concat([points, trials[points.columns]], ignore_index=True)
 
@@ -58,3 +61,10 @@ def budgets(study: Study) -> tuple[Figure, pd.DataFrame]:
         axes.set_ylim(0, None)
     grids.lay_out(grid, (figures.PAGE_IN, 3.0), x=grids.BUDGET, y="TTFT (s)", legend_columns=5)
     return grid.figure, long
+
+
+def _readable(axis: Any) -> None:
+    """Labels of a logarithmic axis as plain numbers, at 1, 2 and 5 of each power of ten."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())

@@ -158,7 +158,8 @@ class Recorder:
         texts = await asyncio.to_thread(Texts, self.endpoint, rng)
         try:
             await self._try(texts)
-            _say(f"looking for the saturation rate, with lengths of {plan.lengths}, cut to {self.context} tokens")
+            _say(f"looking for the saturation rate, with lengths of {plan.lengths}, cut to {self.context} tokens;")
+            _say(f"1, 2, 4, ... clients at a time, at least {plan.fewest} requests each: a line when each has ended")
             steps = await record.saturation(
                 self.endpoint, lambda n: self._asks(texts, n, rng), fewest=plan.fewest, say=_say
             )

@@ -203,12 +203,25 @@ def _write(
         raise InputError(f"kind {provenance['kind']!r} must be one of {', '.join(get_args(Kind))}")
     if numbers.empty or not all(text.strip() for text in texts.values()):
         raise InputError(f"exhibit {stem} needs a title, a caption and an interpretation, and a row of numbers")
-    csv = numbers.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
+    csv = _without_rounding(numbers).to_csv(index=False, float_format="%.6g", lineterminator="\n").encode()
     about = record(stem, csv, texts=texts, **provenance)
     files = files | {f"{stem}.csv": csv}
     about["files"] = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     files[f"{stem}.json"] = (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode()
     return write_together(where, files)
+
+
+def _without_rounding(numbers: pd.DataFrame) -> pd.DataFrame:
+    """The numbers with 0 for what a difference of equal values leaves, which is another on each machine.
+
+    That is less than 1e-12 of the largest value of its column, or of .001 where all are smaller.
+    """
+    found = numbers.copy()
+    for at, (_, column) in enumerate(numbers.items()):
+        if pd.api.types.is_float_dtype(column):
+            least = 1e-12 * max(column.abs().max(), 1e-3)
+            found.isetitem(at, column.mask(column.abs() < least, 0.0))
+    return found
 
 
 def _markdown(shown: pd.DataFrame, numeric: list[bool]) -> str:

@@ -286,3 +286,14 @@ def test_every_committed_latex_table_is_ascii_and_names_what_it_needs():
         text = path.read_text(encoding="utf-8")
         assert text.isascii(), path.name
         assert text.startswith(r"% needs \usepackage{booktabs,graphicx}; cite with \cite{disco-core:"), path.name
+
+
+def test_what_rounding_leaves_of_a_difference_is_written_as_0(tmp_path):
+    table = pd.DataFrame({"share": [0.1 + 0.2 - 0.3, -1e-17, 0.25], "none": [1e-17, 0.0, -1e-16]})
+    table = table.assign(price=[1.5e-7, 6e-7, 1e-9], text="a", n=[1, 2, 3])
+    saved = {"kind": "computed", "source": "a test", "parameters": {}, "data": (), "out": tmp_path}
+    figures.save_table(table, "try_rounding", title="A title", caption="A caption.", interpretation="None.", **saved)
+    read = pd.read_csv(tmp_path / "try_rounding.csv")
+    assert read["share"].tolist() == [0, 0, 0.25]
+    assert read["none"].tolist() == [0, 0, 0]
+    assert read["price"].tolist() == [1.5e-7, 6e-7, 1e-9]
