@@ -6,7 +6,7 @@ with halves drawn without replacement it estimates the variance of a statistic o
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -132,27 +132,16 @@ def halves(
     seed: int,
 ) -> pd.DataFrame:
     """One row for each split, budget and policy: `run` of the half that the plan does not know, and the floor's."""
-    return pd.DataFrame(_rows(prompt_tokens, ttft_s, device, budgets, constraint, count, seed))
-
-
-def _rows(
-    length: Ints,
-    ttft_s: Floats,
-    device: DeviceProfile,
-    budgets: Sequence[float],
-    constraint: Constraint,
-    count: int,
-    seed: int,
-) -> Iterator[dict[str, Any]]:
-    rng = np.random.default_rng(seed)
+    rng, rows = np.random.default_rng(seed), list[dict[str, Any]]()
     for split in range(count):
         known, new = np.array_split(rng.permutation(ttft_s.size), 2)
-        past, test = Past(length[known], ttft_s[known], device), (length[new], ttft_s[new], device)
+        past, test = Past(prompt_tokens[known], ttft_s[known], device), (prompt_tokens[new], ttft_s[new], device)
         for b in budgets:
             keys = {"split": split, "b": b}
             for policy, plan in past.plans(b, constraint).items():
-                yield keys | {"policy": policy} | run(plan, *test)
-            yield keys | {"policy": FLOOR} | floor(b, constraint, *test)
+                rows.append(keys | {"policy": policy} | run(plan, *test))
+            rows.append(keys | {"policy": FLOOR} | floor(b, constraint, *test))
+    return pd.DataFrame(rows)
 
 
 def banded(table: pd.DataFrame, values: Sequence[str], keys: Sequence[str]) -> pd.DataFrame:
