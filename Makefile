@@ -72,7 +72,7 @@ $(B)/notebooks/summary.ipynb: $(filter-out %/summary.ipynb %/chat.ipynb,$(EXECUT
 report: setup ## every claim and exhibit of figures/ on one page, build/report.html
 claims: setup ## the verdicts in figures/, without computing anything
 report claims: ; @$(ARTIFACT) $@
-test: setup ## the tests to run while working (at most 4 minutes); ARGS="-k claims" passes options on
+test: setup ## the tests to run while working (5 minutes); ARGS="-k claims" passes options on
 test-all: setup ## those and the slow ones: notebooks by `make quick`, models, a browser, public traces (those that are there)
 test test-all: ; $(PY) -m pytest $(if $(filter test,$@),-m "not slow") $(ARGS)
 lint: setup ## ruff and mypy
